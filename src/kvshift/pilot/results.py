@@ -177,7 +177,9 @@ class Results(Model):
     quadrants: dict[str, int]  # paper, Table 4: "current_current" (α1>α2 & β1>β2), "previous_current"
     # (the induction quadrant), "current_previous", "previous_previous"; over the candidate's main runs
     runs: list[RunRow]
-    data: dict[str, Any] = Field(default_factory=dict)  # TextData.summary(): documents, tokens, bytes, skipped
+    data: dict[str, Any] = Field(
+        default_factory=dict
+    )  # TextData.summary(): documents, tokens, bytes, skipped
     device: str
     versions: dict[str, str]
     seconds: float  # the whole pilot's wall time, summed over resumes

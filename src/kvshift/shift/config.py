@@ -72,7 +72,10 @@ class KVShiftConfig:
         if self.constraint == "gate" and self.window != 2:
             refuse("window", "2 with constraint='gate': a gate shares one unit between two taps (paper §2)")
         if self.constraint == "gate" and self.init != "paper":
-            refuse("init", "'paper' with constraint='gate': a sigmoid never reaches the 0 and 1 other starts need")
+            refuse(
+                "init",
+                "'paper' with constraint='gate': a sigmoid never reaches the 0 and 1 other starts need",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary for JSON, with the version of this layout under `version`."""
@@ -88,8 +91,12 @@ class KVShiftConfig:
         values = dict(values)
         version = values.pop("version", SHIFT_VERSION)
         if version != SHIFT_VERSION:
-            raise UsageError(f"This KV shift configuration has layout {version!r}; this kvshift reads {SHIFT_VERSION}. Upgrade kvshift.")
+            raise UsageError(
+                f"This KV shift configuration has layout {version!r}; this kvshift reads {SHIFT_VERSION}. Upgrade kvshift."
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise UsageError(f"Unknown KV shift setting {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+            raise UsageError(
+                f"Unknown KV shift setting {unknown[0]!r}; known are {', '.join(sorted(known))}."
+            )
         return cls(**values)

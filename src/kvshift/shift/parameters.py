@@ -46,7 +46,11 @@ class KVShift(nn.Module):
             parameter = getattr(self, name)
             if parameter is not None:
                 start = _START[self.config.init](name, parameter.shape[0], self.config.window)
-                taps = start if start is not None else _paper_draw(parameter.shape, self.config.window, generator)
+                taps = (
+                    start
+                    if start is not None
+                    else _paper_draw(parameter.shape, self.config.window, generator)
+                )
                 if taps.dim() < parameter.dim():
                     taps = taps[:, None, :].expand(*parameter.shape[:-1], -1)
                 parameter.copy_(torch.logit(taps[..., :1]) if self.config.constraint == "gate" else taps)
@@ -62,10 +66,18 @@ class KVShift(nn.Module):
         return torch.cat((current, 1 - current), dim=-1)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, starts: Tensor | None = None, state: ShiftState | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        starts: Tensor | None = None,
+        state: ShiftState | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, ShiftState]:
         """Shifts raw projections, each `(batch, time, heads, head_dim)`; see `kv_shift`."""
-        k, v, new_state = kv_shift(k, v, self.taps("k_weight"), self.taps("v_weight"), starts=starts, state=state)
+        k, v, new_state = kv_shift(
+            k, v, self.taps("k_weight"), self.taps("v_weight"), starts=starts, state=state
+        )
         q_taps = self.taps("q_weight")
         if q_taps is not None:
             q, q_state = shift(q, q_taps, starts=starts, state=None if state is None else state.q)
@@ -81,7 +93,9 @@ class KVShift(nn.Module):
         return super()._apply(at_least_float32, recurse)
 
     def extra_repr(self) -> str:
-        return f"window={self.config.window}, constraint={self.config.constraint!r}, init={self.config.init!r}"
+        return (
+            f"window={self.config.window}, constraint={self.config.constraint!r}, init={self.config.init!r}"
+        )
 
 
 def _paper_draw(shape: torch.Size, window: int, generator: torch.Generator | None) -> Tensor:
