@@ -180,6 +180,9 @@ class Results(Model):
     data: dict[str, Any] = Field(
         default_factory=dict
     )  # TextData.summary(): documents, tokens, bytes, skipped
+    recipe: dict[str, Any] = Field(
+        default_factory=dict
+    )  # a main run's recipe at the largest size, `data`, `model`, `shift` and `seed` left out
     device: str
     versions: dict[str, str]
     seconds: float  # the whole pilot's wall time, summed over resumes
