@@ -47,7 +47,7 @@ class KVShiftConfig:
     `identity`: the unshifted model exactly. `structured`: of every four heads one starts as an induction
     head (previous key, current value), one as its mirror (current key, previous value), two unshifted."""
 
-    lr_multiplier: float = 1.0
+    lr_multiplier: float = 10.0
     """The taps' learning rate as a multiple of the model's."""
 
     def __post_init__(self) -> None:
