@@ -28,7 +28,12 @@ class ShiftState(NamedTuple):
 
 
 def shift(
-    x: Tensor, weight: Tensor, *, starts: Tensor | None = None, state: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    *,
+    starts: Tensor | None = None,
+    state: Tensor | None = None,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mixes each row of one projection with the rows before it.
 
@@ -39,6 +44,8 @@ def shift(
         starts: `(batch, time)` bool, True where a sequence begins. None: nothing begins inside `x`.
         state: the rows before `x`, `(batch, window - 1, heads, head_dim)`, as the previous call returned
             them. None: `x` is the beginning.
+        last: `(batch,)` column of each sequence's last real token, -1 where `x` holds only padding; what
+            follows it is padding and never becomes state. None: the last column.
 
     Returns:
         The shifted rows, shaped and typed like `x`, and the state for the call that continues `x`.
@@ -59,7 +66,7 @@ def shift(
             broken = began if broken is None else broken | began
             earlier = earlier.masked_fill(broken[:, :, None, None], 0)
         shifted = shifted + earlier * taps[..., j]
-    return shifted.to(x.dtype), _last_rows(rows, starts, back)
+    return shifted.to(x.dtype), _last_rows(rows, starts, last, back)
 
 
 def kv_shift(
@@ -70,6 +77,7 @@ def kv_shift(
     *,
     starts: Tensor | None = None,
     state: ShiftState | tuple[Tensor | None, ...] | None = None,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, ShiftState]:
     """KV shifting attention's shift of keys and values (paper §1), before rotary embedding.
 
@@ -79,6 +87,7 @@ def kv_shift(
             multiplies the current row, column j the row j steps back. None leaves that tensor as it is.
         starts: `(batch, time)` bool, True where a sequence begins: nothing is read across it.
         state: what the previous call returned; None: `k` and `v` are the beginning.
+        last: `(batch,)` column of each sequence's last real token where padding follows it; see `shift`.
 
     Returns:
         `(k_hat, v_hat, state)`: shifted rows like `k` and `v`, and the raw rows that the call for the
@@ -92,9 +101,9 @@ def kv_shift(
     k_state, v_state = (None, None) if state is None else (state[0], state[1])
     k_hat, v_hat = k, v
     if k_weight is not None:
-        k_hat, k_state = shift(k, k_weight, starts=starts, state=k_state)
+        k_hat, k_state = shift(k, k_weight, starts=starts, state=k_state, last=last)
     if v_weight is not None:
-        v_hat, v_state = shift(v, v_weight, starts=starts, state=v_state)
+        v_hat, v_state = shift(v, v_weight, starts=starts, state=v_state, last=last)
     return k_hat, v_hat, ShiftState(k_state, v_state)
 
 
@@ -105,15 +114,22 @@ def _back_by(starts: Tensor, steps: int) -> Tensor:
     return torch.nn.functional.pad(starts, (steps, 0))[:, : starts.shape[1]]
 
 
-def _last_rows(rows: Tensor, starts: Tensor | None, back: int) -> Tensor:
-    """The last `back` rows, those of an earlier sequence than the last token's set to zero."""
-    last = rows[:, rows.shape[1] - back :]
+def _last_rows(rows: Tensor, starts: Tensor | None, last: Tensor | None, back: int) -> Tensor:
+    """The last `back` real rows, those of an earlier sequence than the last real token's set to zero."""
+    time = rows.shape[1] - back
+    if last is None:
+        kept = rows[:, time:]
+    else:
+        places = last[:, None] + torch.arange(1, back + 1, device=rows.device)  # (batch, back), in `rows`
+        kept = rows.gather(1, places[:, :, None, None].expand(-1, -1, *rows.shape[2:]))
     if starts is None:
-        return last
-    # The row i places from the end is foreign if a sequence began at any of the i places after it.
-    began = torch.nn.functional.pad(starts, (back, 0))[:, starts.shape[1] :]  # the last `back` columns
-    foreign = began.flip(1).cumsum(1).flip(1) - began.to(torch.int64) > 0
-    return last.masked_fill(foreign[:, :, None, None], 0)
+        return kept
+    begun = torch.nn.functional.pad(starts.cumsum(1), (back, 0))  # sequences begun up to each of `rows`
+    if last is None:
+        foreign = begun[:, time:] != begun[:, -1:]
+    else:
+        foreign = begun.gather(1, places) != begun.gather(1, places[:, -1:])
+    return kept.masked_fill(foreign[:, :, None, None], 0)
 
 
 def _check(name: str, x: Tensor, weight: Tensor | None, starts: Tensor | None) -> None:

@@ -73,14 +73,16 @@ class KVShift(nn.Module):
         *,
         starts: Tensor | None = None,
         state: ShiftState | None = None,
+        last: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, ShiftState]:
         """Shifts raw projections, each `(batch, time, heads, head_dim)`; see `kv_shift`."""
         k, v, new_state = kv_shift(
-            k, v, self.taps("k_weight"), self.taps("v_weight"), starts=starts, state=state
+            k, v, self.taps("k_weight"), self.taps("v_weight"), starts=starts, state=state, last=last
         )
         q_taps = self.taps("q_weight")
         if q_taps is not None:
-            q, q_state = shift(q, q_taps, starts=starts, state=None if state is None else state.q)
+            q_before = None if state is None else state.q
+            q, q_state = shift(q, q_taps, starts=starts, state=q_before, last=last)
             new_state = new_state._replace(q=q_state)
         return q, k, v, new_state
 

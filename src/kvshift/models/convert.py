@@ -1,0 +1,139 @@
+"""How KV shift enters a Hugging Face model: its classes change in place, its weights stay as they are."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from kvshift.errors import UnsupportedModelError, UsageError
+from kvshift.models.derived import ShiftedClasses, shifted_classes
+from kvshift.models.families import SHIFTED_PREFIX, family_of, supported_architectures
+from kvshift.models.model import add_taps
+from kvshift.shift import KVShift, KVShiftConfig
+
+_WHERE = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
+
+
+def convert(
+    model: PreTrainedModel,
+    config: KVShiftConfig = KVShiftConfig(),
+    *,
+    generator: torch.Generator | None = None,
+) -> PreTrainedModel:
+    """Adds KV shift to every attention layer of a causal language model, in place.
+
+    The model's classes become those of `kvshift_<its model_type>`; it gets a configuration of its own with
+    `kv_shift` in it, and a `KVShift` in each attention layer. No weight it had changes. Taps are float32
+    (paper §1), or what the model was built in where that is wider.
+
+    Args:
+        model: a Llama, Qwen3 or Mistral causal language model, on any device and of any dtype.
+        config: the shift.
+        generator: draws the taps where `config.init` draws; None: the global one.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UsageError: `config` is not a `KVShiftConfig`.
+        UnsupportedModelError: the model cannot be converted; nothing was changed.
+    """
+    if not isinstance(config, KVShiftConfig):
+        raise UsageError(f"convert was given {config!r} as its configuration; expected a KVShiftConfig.")
+    classes = _check_convertible(model)
+    old = model.config
+    new = copy.deepcopy(old)
+    new.__class__ = classes.config
+    new.kv_shift = config.to_dict()
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new  # its own: another model may share the old one
+    add_taps(model, classes.causal_lm, config)
+    for taps in shift_modules(model):
+        taps.reset_parameters(generator)
+    return model
+
+
+def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Loads a model that was converted and saved; `kwargs` as for the library's `from_pretrained`.
+
+    Raises:
+        UnsupportedModelError: the folder holds a model without KV shift, or taps that do not fit.
+    """
+    config = kwargs.pop("config", None)
+    if config is None:
+        where = {key: value for key, value in kwargs.items() if key in _WHERE}
+        config = AutoConfig.from_pretrained(path, **where)
+    if not str(config.model_type).startswith(SHIFTED_PREFIX):
+        raise UnsupportedModelError(
+            f"{str(path)!r} holds a {config.model_type!r} model without KV shift. Load it with "
+            "AutoModelForCausalLM.from_pretrained and pass it to kvshift.convert."
+        )
+    return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
+
+
+def shift_modules(model: nn.Module) -> list[KVShift]:
+    """The taps of every attention layer, in layer order; empty for a model without KV shift."""
+    return [module for module in model.modules() if isinstance(module, KVShift)]
+
+
+def is_shifted(model: nn.Module) -> bool:
+    """Whether a model has KV shift."""
+    return bool(shift_modules(model))
+
+
+def _check_convertible(model: Any) -> ShiftedClasses:
+    """The classes a model would get.
+
+    Raises:
+        UnsupportedModelError: what is in the way, and what to do.
+    """
+    known = ", ".join(supported_architectures())
+    if isinstance(model, nn.Module) and is_shifted(model):
+        raise UnsupportedModelError("This model already has KV shift; it cannot be converted twice.")
+    if hasattr(model, "peft_config"):
+        raise UnsupportedModelError(
+            "This model carries PEFT adapters. Convert the model first, then add the adapters, so that the "
+            "adapters' part of keys and values is shifted too."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a Hugging Face model; expected a causal language model of {known}, "
+            "before it is compiled or wrapped."
+        )
+    family = family_of(model.config)
+    if type(model) is not family.causal_lm:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be converted; expected {family.causal_lm.__name__} itself."
+        )
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise UnsupportedModelError(
+            "This model is quantized. Convert the unquantized model; its taps need training before it is "
+            "quantized."
+        )
+    for name, tensor in model.named_parameters():
+        if tensor.is_meta:
+            raise UnsupportedModelError(
+                f"{name} is on the meta device, without values. Load or build the model on a real device first."
+            )
+        if type(tensor.data) is not torch.Tensor:
+            raise UnsupportedModelError(
+                f"{name} is a {type(tensor.data).__name__}: the model is sharded already. Convert it first."
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, family.attention) and type(module) is not family.attention:
+            raise UnsupportedModelError(
+                f"{name} is a {type(module).__name__}, not the library's {family.attention.__name__}; "
+                "convert the model before other changes to its attention."
+            )
+        if isinstance(module, family.attention | family.base_model) and "forward" in vars(module):
+            raise UnsupportedModelError(
+                f"Something has replaced the forward of {name} (device dispatch, kernels or a patch do). "
+                "Convert the model first."
+            )
+    return shifted_classes(family)

@@ -1,0 +1,82 @@
+"""The shifted classes of every family, made from its entry and made known to the Hugging Face library.
+
+`KVShiftLlamaConfig`, `KVShiftLlamaModel`, `KVShiftLlamaForCausalLM` and `KVShiftLlamaAttention`, and the same
+for each other family. Their `model_type` is `kvshift_llama`, so that no program that does not know KV shift
+loads such a checkpoint as a plain Llama.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from kvshift.models.attention import ShiftedAttention
+from kvshift.models.config import ShiftedConfig
+from kvshift.models.families import FAMILIES, SHIFTED_PREFIX, Family
+from kvshift.models.generation import ShiftedGeneration
+from kvshift.models.model import ShiftedBase, ShiftedModel
+
+
+@dataclass(frozen=True)
+class ShiftedClasses:
+    """One family's classes with KV shift."""
+
+    family: Family
+    config: type
+    base_model: type
+    causal_lm: type
+    attention: type
+
+
+def shifted_classes(family: Family) -> ShiftedClasses:
+    """The classes with KV shift for a family's entry."""
+    return _SHIFTED[family.model_type]
+
+
+def _derive(family: Family) -> ShiftedClasses:
+    def derive(suffix: str, *bases: type, **members: Any) -> type:
+        name = f"KVShift{family.name}{suffix}"
+        made = type(
+            name, bases, {"__module__": __name__, "__doc__": f"{family.name} with KV shift.", **members}
+        )
+        globals()[name] = made  # found by its name when pickled, as worker processes do
+        return made
+
+    config = derive(
+        "Config",
+        ShiftedConfig,
+        family.config,
+        model_type=SHIFTED_PREFIX + family.model_type,
+        kv_shift=None,
+        __annotations__={"kv_shift": "dict | None"},
+    )
+    attention = derive("Attention", ShiftedAttention, family.attention, family=family)
+    base = derive("Model", ShiftedBase, family.base_model, config_class=config, attention_class=attention)
+    causal_lm = derive(
+        "ForCausalLM",
+        ShiftedGeneration,
+        ShiftedModel,
+        family.causal_lm,
+        GenerationMixin,  # named once more: the library looks for it among the direct bases
+        config_class=config,
+        attention_class=attention,
+        base_class=base,
+    )
+    return ShiftedClasses(family, config, base, causal_lm, attention)
+
+
+def _register(classes: ShiftedClasses) -> None:
+    model_type = classes.config.model_type  # type: ignore[attr-defined]
+    AutoConfig.register(model_type, classes.config, exist_ok=True)
+    AutoModel.register(classes.config, classes.base_model, exist_ok=True)
+    AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
+    # The Trainer and the pipelines look causal language models up by their classes' names.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = classes.causal_lm.__name__
+
+
+_SHIFTED = {family.model_type: _derive(family) for family in FAMILIES}
+for _classes in _SHIFTED.values():
+    _register(_classes)

@@ -1,0 +1,186 @@
+"""What KV shift adds to a family's models: the taps, their start, the batch's boundaries, safe saving."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from kvshift.errors import UnsupportedModelError
+from kvshift.models.cache import new_cache, prepare_cache
+from kvshift.models.starts import find_boundaries, is_packed
+from kvshift.shift import KVShift, KVShiftConfig
+
+TAPS = "kv_shift"
+
+
+class ShiftedModel:
+    """Placed in front of a family's model class: a `KVShift` in every attention layer."""
+
+    config_class: ClassVar[type]
+    attention_class: ClassVar[type]
+    base_class: ClassVar[type]
+
+    _keep_in_fp32_modules_strict: Any = (TAPS,)
+
+    def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        # The unshifted model stands now, its weights drawn as without KV shift. The taps are drawn after them.
+        add_taps(self, type(self), KVShiftConfig.from_dict(config.kv_shift))
+        self.init_weights()
+
+    def _init_weights(self: Any, module: nn.Module) -> None:
+        if not isinstance(module, KVShift):
+            super()._init_weights(module)  # type: ignore[misc]
+            return
+        started = copy.deepcopy(module)
+        started.reset_parameters()
+        for name, parameter in module.named_parameters(recurse=False):
+            init.copy_(parameter, getattr(started, name))  # leaves a tap that a checkpoint brought as it is
+
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in the library; refuses a configuration that would load as another model.
+
+        Raises:
+            UnsupportedModelError: `self.config` was replaced by one without, or with another, KV shift.
+        """
+        shifts = [module for module in self.modules() if isinstance(module, KVShift)]
+        if not isinstance(self.config, self.config_class) or any(
+            self.config.kv_shift != module.config.to_dict() for module in shifts
+        ):
+            raise UnsupportedModelError(
+                f"This model's taps do not fit its configuration ({type(self.config).__name__}), and the saved "
+                "folder would load as another model. Put back the configuration it was converted with."
+            )
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in the library; refuses taps that do not fit the checkpoint's configuration.
+
+        Raises:
+            UnsupportedModelError: the checkpoint holds taps its configuration does not have, or of other
+                shapes.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        except RuntimeError as error:
+            if f".{TAPS}." not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"The taps in this checkpoint do not fit its configuration's kv_shift: {error}"
+            ) from error
+        shapes_differ = [entry[0] for entry in info.get("mismatched_keys", ())]
+        if wrong := sorted(key for key in (*info["unexpected_keys"], *shapes_differ) if f".{TAPS}." in key):
+            raise UnsupportedModelError(
+                f"The taps in this checkpoint do not fit its configuration's kv_shift: {wrong[0]} has no place "
+                f"in {model.config.kv_shift}."
+            )
+        return (model, info) if output_loading_info else model
+
+
+class ShiftedBase(ShiftedModel):
+    """Placed in front of a family's base model: finds each batch's boundaries and prepares its cache."""
+
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the family's model.
+
+        Raises:
+            UnsupportedModelError: the mask, the cache or their combination is not supported yet.
+        """
+        if "cache" in kwargs:
+            raise UnsupportedModelError(
+                "A KV shift model does not do continuous batching yet: its steps mix rows of several requests."
+            )
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        batch, time = tokens.shape[:2]
+        if past_key_values is None and position_ids is not None and attention_mask is None:
+            use_cache = self._cache_unless_packed(position_ids, use_cache)
+        elif past_key_values is not None and position_ids is not None and attention_mask is None and time > 1:
+            self._cache_unless_packed(position_ids, True)
+        if past_key_values is not None:
+            past_key_values = prepare_cache(past_key_values)
+        elif self._wants_cache(use_cache):
+            past_key_values = new_cache(self.config)
+        cu_seq_lens = kwargs.get("cu_seq_lens_q")
+        boundaries = find_boundaries(
+            batch,
+            time,
+            tokens.device,
+            past=past_key_values.get_seq_length() if past_key_values is not None else 0,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            seq_idx=kwargs.get("seq_idx"),
+            cu_seq_lens=cu_seq_lens,
+        )
+        return super().forward(  # type: ignore[misc]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            boundaries=boundaries,
+            **kwargs,
+        )
+
+    def _wants_cache(self: Any, use_cache: bool | None) -> bool:
+        recomputes = self.gradient_checkpointing and self.training
+        return bool(self.config.use_cache if use_cache is None else use_cache) and not recomputes
+
+    def _cache_unless_packed(self: Any, position_ids: Tensor, use_cache: bool | None) -> bool | None:
+        """Packed documents need no cache, and the library's attention keeps them apart only without one."""
+        if not self._wants_cache(use_cache):
+            return use_cache
+        if torch.compiler.is_compiling():  # what the positions are cannot be asked in a compiled graph
+            return False if use_cache is None else use_cache
+        if not is_packed(position_ids):
+            return use_cache
+        if use_cache is None:
+            return False
+        raise UnsupportedModelError(
+            "These position_ids restart inside a row, as packed documents do, and packed documents cannot be "
+            "cached: attention would read across them. Pass use_cache=False, or an attention_mask if the rows "
+            "are padded."
+        )
+
+
+def add_taps(model: Any, model_class: type, shift: KVShiftConfig) -> None:
+    """Gives every attention layer of a model, and the model itself, its shifted class and its taps.
+
+    The taps have no values yet. `model` is a family's base model or causal language model, with weights or on
+    the meta device; `model_class` is the shifted class that it becomes.
+    """
+    base_class = getattr(model_class, "base_class", model_class)
+    base = model.base_model
+    base.__class__, model.__class__ = base_class, model_class
+    for part in (model, base):
+        part._keep_in_fp32_modules_strict = {*(part._keep_in_fp32_modules_strict or ()), TAPS}
+        # The library fills this table when a model is built, under the class it had then.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(part)), part._can_record_outputs)
+    for layer in base.layers:
+        attention = layer.self_attn
+        attention.__class__ = model_class.attention_class  # type: ignore[attr-defined]
+        taps = KVShift(
+            shift,
+            kv_heads=attention.k_proj.out_features // attention.head_dim,
+            query_heads=attention.q_proj.out_features // attention.head_dim,
+            head_dim=attention.head_dim,
+        )
+        attention.kv_shift = taps.to(attention.k_proj.weight.device).train(attention.training)

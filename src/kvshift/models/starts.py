@@ -1,0 +1,117 @@
+"""Where sequences begin and which tokens are padding: found once per forward, used by every layer.
+
+What a batch says about its sequences comes in several forms; each is a column of `starts`:
+
+- `position_ids` that do not continue by one: packed documents, and left padding under `generate`.
+- a 2-D attention mask: the first real token after padding begins its sequence.
+- `seq_idx` that changes, or offsets in `cu_seq_lens_q`: packed documents once more.
+
+What came before the batch's first column is the cache's business: its state holds only rows of the running
+sequences, and zeros where one has not begun.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvshift.errors import UnsupportedModelError
+
+
+class Boundaries(NamedTuple):
+    """What every attention layer needs to know about the batch's sequences."""
+
+    starts: Tensor | None
+    """`(batch, time)` bool, True where a sequence begins; None: nothing begins after the first column."""
+
+    last: Tensor | None
+    """`(batch,)` column of each row's last real token, -1 where this batch has none; None: the last column."""
+
+
+def find_boundaries(
+    batch: int,
+    time: int,
+    device: torch.device,
+    *,
+    past: int = 0,
+    attention_mask: object = None,
+    position_ids: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seq_lens: Tensor | None = None,
+) -> Boundaries:
+    """The boundaries of a batch of `time` tokens that follow `past` cached ones.
+
+    Args:
+        attention_mask: `(batch, past + time)`, non-zero where a token is real.
+        position_ids: `(batch or 1, time)`.
+        seq_idx: `(batch or 1, time)`, the number of each token's document.
+        cu_seq_lens: offsets of the documents in the flattened batch, from 0 to `batch * time`.
+
+    Raises:
+        UnsupportedModelError: the mask does not say which tokens are padding, or has padding in the middle
+            of a sequence.
+    """
+    found = []
+    if position_ids is not None:
+        position_ids = position_ids.expand(batch, time)
+        found.append(_with_first(position_ids[:, :1] == 0, position_ids.diff(dim=1) != 1))
+    if seq_idx is not None:
+        seq_idx = seq_idx.expand(batch, time)
+        found.append(
+            _with_first(torch.zeros_like(seq_idx[:, :1], dtype=torch.bool), seq_idx.diff(dim=1) != 0)
+        )
+    if cu_seq_lens is not None:
+        offsets = torch.zeros(batch * time + 1, dtype=torch.bool, device=device)
+        offsets = offsets.index_fill(0, cu_seq_lens.to(device=device, dtype=torch.long), True)
+        found.append(offsets[:-1].view(batch, time))
+    starts = torch.stack(found).any(0) if found else None
+
+    if attention_mask is None:
+        return Boundaries(starts, None)
+    real = _real_tokens(attention_mask, batch, past + time).to(device)
+    now = real[:, past:]
+    after_padding = _with_first(torch.zeros_like(now[:, :1]), now[:, 1:] & ~now[:, :-1])
+    if time > 1 and not torch.compiler.is_compiling():
+        _refuse_holes(real, after_padding if starts is None else after_padding & ~starts, past)
+    starts = after_padding if starts is None else starts | after_padding
+    columns = torch.arange(1, time + 1, device=device)
+    return Boundaries(starts, (now * columns).amax(1) - 1)
+
+
+def is_packed(position_ids: Tensor) -> bool:
+    """Whether positions restart inside a row of `(batch, time)` position ids. Waits for the device."""
+    return bool((position_ids.diff(dim=-1) != 1).any())
+
+
+def _with_first(first: Tensor, rest: Tensor) -> Tensor:
+    return torch.cat((first, rest), dim=1)
+
+
+def _real_tokens(attention_mask: object, batch: int, length: int) -> Tensor:
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        what = (
+            f"{attention_mask.dim()}-D"
+            if isinstance(attention_mask, Tensor)
+            else f"a {type(attention_mask).__name__}"
+        )
+        raise UnsupportedModelError(
+            f"The attention mask is {what}, and KV shift cannot tell from it where sequences begin. Pass the "
+            "2-D mask of real tokens, or position_ids that restart at 0 where a packed document begins."
+        )
+    if tuple(attention_mask.shape) != (batch, length):
+        raise UnsupportedModelError(
+            f"The attention mask has shape {tuple(attention_mask.shape)}; expected {(batch, length)}, the cached "
+            "tokens' columns included, to tell real tokens from padding."
+        )
+    return attention_mask != 0
+
+
+def _refuse_holes(real: Tensor, resumed: Tensor, past: int) -> None:
+    earlier = real.cumsum(1)[:, past:] - real[:, past:].to(torch.int64)
+    if bool((resumed & (earlier > 0)).any()):
+        raise UnsupportedModelError(
+            "The attention mask has padding between two tokens of one sequence, and KV shift would read past it. "
+            "Pad on the left or on the right, or give position_ids that restart at 0 where a new document begins."
+        )
