@@ -31,7 +31,7 @@ class ShiftedAttention:
         boundaries: Boundaries,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """`hidden_states` (batch, time, hidden) to the layer's output, shaped alike, and attention weights."""
+        """`hidden_states` `(batch, time, hidden)` to the output, shaped alike, and the attention weights."""
         batch, time = hidden_states.shape[:2]
         heads = (batch, time, -1, self.head_dim)
         q = self.q_proj(hidden_states).view(heads)

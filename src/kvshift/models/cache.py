@@ -34,27 +34,28 @@ class _RawRows(CacheLayerMixin):
     raw_rows: ShiftState | None = None
 
     def reset(self: Any) -> None:
-        super().reset()  # type: ignore[misc]
+        super().reset()
         # transformers before 5.23 zeroes the keys and values and keeps their length: an empty layer is meant.
         self.keys = self.values = None
         self.is_initialized = False
         self.raw_rows = None
 
     def reorder_cache(self: Any, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        super().reorder_cache(beam_idx)
         self._each_row(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self: Any, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        super().batch_repeat_interleave(repeats)
         self._each_row(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self: Any, indices: Tensor) -> None:
-        super().batch_select_indices(indices)  # type: ignore[misc]
+        super().batch_select_indices(indices)
         self._each_row(lambda rows: rows[indices, ...])
 
     def crop(self: Any, tokens_to_remove: int) -> None:
         raise UnsupportedModelError(
-            f"A KV shift model's cache cannot be cropped yet: the raw rows before the cut are gone. {WHAT_WORKS}"
+            "A KV shift model's cache cannot be cropped yet: the raw rows before the cut are gone. "
+            f"{WHAT_WORKS}"
         )
 
     def activate_past_recording(self: Any) -> None:
@@ -116,8 +117,8 @@ def prepare_cache(cache: Cache) -> Cache:
             )
         if layer.get_seq_length() > 0:
             raise UnsupportedModelError(
-                "This cache holds tokens without the raw rows KV shift needs: an unshifted model filled it, or "
-                "it was rebuilt from keys and values. Start from an empty DynamicCache."
+                "This cache holds tokens without the raw rows KV shift needs: an unshifted model filled it, "
+                "or it was rebuilt from keys and values. Start from an empty DynamicCache."
             )
         if getattr(layer, "record_past", False):
             raise UnsupportedModelError(f"A KV shift model's cache cannot record its past yet. {WHAT_WORKS}")

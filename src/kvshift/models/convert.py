@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.models.derived import ShiftedClasses, shifted_classes
-from kvshift.models.families import SHIFTED_PREFIX, family_of, supported_architectures
+from kvshift.models.families import SHIFTED_PREFIX, Family, family_of, supported_architectures
 from kvshift.models.model import add_taps
 from kvshift.shift import KVShift, KVShiftConfig
 
@@ -103,8 +103,8 @@ def _check_convertible(model: Any) -> ShiftedClasses:
         )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not a Hugging Face model; expected a causal language model of {known}, "
-            "before it is compiled or wrapped."
+            f"{type(model).__name__} is not a Hugging Face model; expected a causal language model of "
+            f"{known} before it is compiled or wrapped."
         )
     family = family_of(model.config)
     if type(model) is not family.causal_lm:
@@ -116,10 +116,16 @@ def _check_convertible(model: Any) -> ShiftedClasses:
             "This model is quantized. Convert the unquantized model; its taps need training before it is "
             "quantized."
         )
+    _check_untouched(model, family)
+    return shifted_classes(family)
+
+
+def _check_untouched(model: nn.Module, family: Family) -> None:
+    """Refuses a model whose weights are not here, or whose attention something else has changed."""
     for name, tensor in model.named_parameters():
         if tensor.is_meta:
             raise UnsupportedModelError(
-                f"{name} is on the meta device, without values. Load or build the model on a real device first."
+                f"{name} is on the meta device, without values. Load or build the model on a real one first."
             )
         if type(tensor.data) is not torch.Tensor:
             raise UnsupportedModelError(
@@ -136,4 +142,3 @@ def _check_convertible(model: Any) -> ShiftedClasses:
                 f"Something has replaced the forward of {name} (device dispatch, kernels or a patch do). "
                 "Convert the model first."
             )
-    return shifted_classes(family)

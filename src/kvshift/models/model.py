@@ -30,8 +30,8 @@ class ShiftedModel:
     _keep_in_fp32_modules_strict: Any = (TAPS,)
 
     def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        # The unshifted model stands now, its weights drawn as without KV shift. The taps are drawn after them.
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        # The unshifted model stands now, its weights drawn as without KV shift; the taps are drawn after.
         add_taps(self, type(self), KVShiftConfig.from_dict(config.kv_shift))
         self.init_weights()
 
@@ -55,8 +55,8 @@ class ShiftedModel:
             self.config.kv_shift != module.config.to_dict() for module in shifts
         ):
             raise UnsupportedModelError(
-                f"This model's taps do not fit its configuration ({type(self.config).__name__}), and the saved "
-                "folder would load as another model. Put back the configuration it was converted with."
+                f"This model's taps do not fit its configuration ({type(self.config).__name__}), and the "
+                "saved folder would load as another model. Put back the configuration it was converted with."
             )
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
@@ -80,8 +80,8 @@ class ShiftedModel:
         shapes_differ = [entry[0] for entry in info.get("mismatched_keys", ())]
         if wrong := sorted(key for key in (*info["unexpected_keys"], *shapes_differ) if f".{TAPS}." in key):
             raise UnsupportedModelError(
-                f"The taps in this checkpoint do not fit its configuration's kv_shift: {wrong[0]} has no place "
-                f"in {model.config.kv_shift}."
+                f"The taps in this checkpoint do not fit its configuration's kv_shift: {wrong[0]} has no "
+                f"place in {model.config.kv_shift}."
             )
         return (model, info) if output_loading_info else model
 
@@ -106,9 +106,10 @@ class ShiftedBase(ShiftedModel):
         """
         if "cache" in kwargs:
             raise UnsupportedModelError(
-                "A KV shift model does not do continuous batching yet: its steps mix rows of several requests."
+                "A KV shift model does not do continuous batching yet: its steps mix several requests."
             )
-        tokens = input_ids if input_ids is not None else inputs_embeds
+        if (tokens := inputs_embeds if input_ids is None else input_ids) is None:
+            raise ValueError("A model needs input_ids or inputs_embeds.")
         batch, time = tokens.shape[:2]
         if past_key_values is None and position_ids is not None and attention_mask is None:
             use_cache = self._cache_unless_packed(position_ids, use_cache)
@@ -118,7 +119,6 @@ class ShiftedBase(ShiftedModel):
             past_key_values = prepare_cache(past_key_values)
         elif self._wants_cache(use_cache):
             past_key_values = new_cache(self.config)
-        cu_seq_lens = kwargs.get("cu_seq_lens_q")
         boundaries = find_boundaries(
             batch,
             time,
@@ -127,7 +127,7 @@ class ShiftedBase(ShiftedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             seq_idx=kwargs.get("seq_idx"),
-            cu_seq_lens=cu_seq_lens,
+            cu_seq_lens=kwargs.get("cu_seq_lens_q"),
         )
         return super().forward(  # type: ignore[misc]
             input_ids=input_ids,
@@ -155,9 +155,9 @@ class ShiftedBase(ShiftedModel):
         if use_cache is None:
             return False
         raise UnsupportedModelError(
-            "These position_ids restart inside a row, as packed documents do, and packed documents cannot be "
-            "cached: attention would read across them. Pass use_cache=False, or an attention_mask if the rows "
-            "are padded."
+            "These position_ids restart inside a row, as packed documents do, and packed documents cannot "
+            "be cached: attention would read across them. Pass use_cache=False, or an attention_mask if the "
+            "rows are padded."
         )
 
 

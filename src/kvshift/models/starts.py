@@ -27,7 +27,7 @@ class Boundaries(NamedTuple):
     """`(batch, time)` bool, True where a sequence begins; None: nothing begins after the first column."""
 
     last: Tensor | None
-    """`(batch,)` column of each row's last real token, -1 where this batch has none; None: the last column."""
+    """`(batch,)` column of each row's last real token, -1 where there is none; None: the last column."""
 
 
 def find_boundaries(
@@ -102,8 +102,8 @@ def _real_tokens(attention_mask: object, batch: int, length: int) -> Tensor:
         )
     if tuple(attention_mask.shape) != (batch, length):
         raise UnsupportedModelError(
-            f"The attention mask has shape {tuple(attention_mask.shape)}; expected {(batch, length)}, the cached "
-            "tokens' columns included, to tell real tokens from padding."
+            f"The attention mask has shape {tuple(attention_mask.shape)}; expected {(batch, length)}, the "
+            "cached tokens' columns included, to tell real tokens from padding."
         )
     return attention_mask != 0
 
@@ -112,6 +112,7 @@ def _refuse_holes(real: Tensor, resumed: Tensor, past: int) -> None:
     earlier = real.cumsum(1)[:, past:] - real[:, past:].to(torch.int64)
     if bool((resumed & (earlier > 0)).any()):
         raise UnsupportedModelError(
-            "The attention mask has padding between two tokens of one sequence, and KV shift would read past it. "
-            "Pad on the left or on the right, or give position_ids that restart at 0 where a new document begins."
+            "The attention mask has padding between two tokens of one sequence, and KV shift would read "
+            "past it. Pad on the left or on the right, or give position_ids that restart at 0 where a new "
+            "document begins."
         )

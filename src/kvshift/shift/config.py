@@ -92,7 +92,8 @@ class KVShiftConfig:
         version = values.pop("version", SHIFT_VERSION)
         if version != SHIFT_VERSION:
             raise UsageError(
-                f"This KV shift configuration has layout {version!r}; this kvshift reads {SHIFT_VERSION}. Upgrade kvshift."
+                f"This KV shift configuration has layout {version!r}; this kvshift reads "
+                f"{SHIFT_VERSION}. Upgrade kvshift."
             )
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):

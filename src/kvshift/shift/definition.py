@@ -146,5 +146,6 @@ def _check(name: str, x: Tensor, weight: Tensor | None, starts: Tensor | None) -
         )
     if starts is not None and (starts.dtype != torch.bool or starts.shape != x.shape[:2]):
         raise UsageError(
-            f"starts is {starts.dtype} of shape {tuple(starts.shape)}; expected torch.bool of shape {tuple(x.shape[:2])}."
+            f"starts is {starts.dtype} of shape {tuple(starts.shape)}; expected torch.bool of shape "
+            f"{tuple(x.shape[:2])}."
         )

@@ -56,7 +56,7 @@ class KVShift(nn.Module):
                 parameter.copy_(torch.logit(taps[..., :1]) if self.config.constraint == "gate" else taps)
 
     def taps(self, name: str) -> Tensor | None:
-        """The effective taps of `k_weight`, `v_weight` or `q_weight` after the constraint; None if unshifted."""
+        """What `k_weight`, `v_weight` or `q_weight` amount to under the constraint; None if not shifted."""
         parameter: Tensor | None = getattr(self, name)
         if parameter is None or self.config.constraint == "free":
             return parameter
