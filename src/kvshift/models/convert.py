@@ -96,7 +96,7 @@ def _check_convertible(model: Any) -> ShiftedClasses:
     known = ", ".join(supported_architectures())
     if isinstance(model, nn.Module) and is_shifted(model):
         raise UnsupportedModelError("This model already has KV shift; it cannot be converted twice.")
-    if hasattr(model, "peft_config"):
+    if getattr(model, "peft_config", None) is not None:
         raise UnsupportedModelError(
             "This model carries PEFT adapters. Convert the model first, then add the adapters, so that the "
             "adapters' part of keys and values is shifted too."

@@ -110,8 +110,8 @@ def family_of(config: PretrainedConfig) -> Family:
     if getattr(config, "kv_lora_rank", None):
         raise UnsupportedModelError(
             f"{model_type!r} uses multi-head latent attention (kv_lora_rank={config.kv_lora_rank}): keys "
-            "and values are unfolded from one compressed row, and only that row is cached. A shift would have "
-            "to be defined on that row and on the separate rotary key, which nobody has measured. "
+            "and values are unfolded from one compressed row, and only that row is cached. A shift would "
+            "have to be defined on that row and on the separate rotary key, which nobody has measured. "
             f"Supported: {known}."
         )
     for family in FAMILIES:
