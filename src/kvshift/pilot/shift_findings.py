@@ -1,0 +1,81 @@
+"""What the shift itself looks like after a pilot: the taps it learned, and what it adds to a model."""
+
+from __future__ import annotations
+
+import math
+
+from kvshift.pilot.ladder_results import tap_parameters
+from kvshift.pilot.pairs import Pairs, end
+from kvshift.pilot.results import AddedCost, SizeResult, TapHead
+from kvshift.shift import KVShiftConfig
+
+LINES_OF_CODE = 2  # `import kvshift` and `kvshift.convert(model)`
+STATE_BYTES = 2  # a 16-bit number
+QUADRANTS = ("current_current", "previous_current", "current_previous", "previous_previous")
+
+
+def learned_taps(pairs: Pairs) -> list[TapHead]:
+    """The last taps of every candidate main run that finished: a row for each run, layer and KV head."""
+    rows = []
+    for pair in pairs:
+        if pair.candidate is None or end(pair.candidate) is None or not pair.candidate.taps:
+            continue
+        last = pair.candidate.taps[-1]
+        for layer in range(len(last.keys or last.values or [])):
+            keys = last.keys[layer] if last.keys else None
+            values = last.values[layer] if last.values else None
+            for head in range(len(keys or values or [])):
+                rows.append(
+                    TapHead(
+                        size=pair.size,
+                        seed=pair.seed,
+                        layer=layer,
+                        head=head,
+                        keys=keys[head] if keys else None,
+                        values=values[head] if values else None,
+                    )
+                )
+    return rows
+
+
+def quadrants(heads: list[TapHead]) -> dict[str, int]:
+    """Heads in each quadrant of the paper's Table 4, named key then value (PAPER.md §4).
+
+    "current" means strictly more weight on the current token than on any before it: α1 > α2. Heads of a shift
+    in keys only or values only, or with taps that are not finite, have no quadrant and are not counted.
+    """
+    counts = dict.fromkeys(QUADRANTS, 0)
+    for head in heads:
+        if head.keys is None or head.values is None or not all(map(math.isfinite, head.keys + head.values)):
+            continue
+        counts[f"{_reads(head.keys)}_{_reads(head.values)}"] += 1
+    return counts
+
+
+def _reads(taps: list[float]) -> str:
+    return "current" if taps[0] > max(taps[1:]) else "previous"
+
+
+def added_cost(pairs: Pairs, top: SizeResult) -> AddedCost:
+    """What adding the shift costs at the ladder's top; all zero where the candidate has no shift (A/A)."""
+    size, settings = pairs.top, pairs.plan.settings
+    shift = pairs.plan.arms[1].shift
+    config = None if shift is None else KVShiftConfig.from_dict(shift)
+    parameters = tap_parameters(pairs, size.name)
+    state = 0
+    if config is not None:
+        kv_width = size.kv_heads * size.head_dim
+        query_width = size.model.get("num_attention_heads", size.kv_heads) * size.head_dim
+        width = kv_width * (config.shift_keys + config.shift_values) + query_width * config.shift_queries
+        state = (config.window - 1) * width * size.layers * STATE_BYTES
+    return AddedCost(
+        parameters=parameters,
+        parameters_share=parameters / size.parameters,
+        state_bytes_per_sequence=state,
+        throughput_ratio=top.throughput_ratio,
+        memory_ratio=top.memory_ratio,
+        lines_of_code=0 if config is None else LINES_OF_CODE,
+        user_model=None if settings.model is None else size.model.get("model_type"),
+        # The ladder's top is the user's model, so it was converted and trained.
+        user_model_supported=None if settings.model is None else True,
+    )
