@@ -1,0 +1,49 @@
+"""The model's loss on the validation windows, in nats a token and in bits a byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kvshift.training.data import IGNORED, Batch, EvaluationWindows
+
+
+class Evaluation(NamedTuple):
+    """`nats_per_token` over all scored tokens. `bits_per_byte` over those that stand for bytes: it does not
+    depend on the tokenizer, so models with different vocabularies can be compared by it."""
+
+    nats_per_token: float
+    bits_per_byte: float
+
+
+def token_losses(model: Callable[..., Any], batch: Batch) -> Tensor:
+    """Cross entropy in nats of each token of a batch, float32 `(batch · time,)`; 0 where there is no target."""
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    labels = batch["labels"].flatten()
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORED, reduction="none")
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, windows: EvaluationWindows, between: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Evaluates and leaves the model in the mode it was in; `between` is called after each batch."""
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(4, dtype=torch.float64, device=windows.token_bytes.device)
+    for batch in windows.batches:
+        losses = token_losses(model, batch).double()
+        labels = batch["labels"].flatten()
+        sizes = torch.where(labels == IGNORED, 0, windows.token_bytes[labels.clamp_min(0)])
+        # `where` and not a product: a loss that is not finite must not reach the other sum.
+        nats_of_bytes = torch.where(sizes > 0, losses, 0.0).sum()
+        totals += torch.stack([losses.sum(), (labels != IGNORED).sum(), nats_of_bytes, sizes.sum()])
+        between()
+    model.train(was_training)
+    nats, tokens, nats_of_bytes, size = totals.tolist()
+    return Evaluation(nats / max(tokens, 1), nats_of_bytes / math.log(2) / max(size, 1))

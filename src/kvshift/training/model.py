@@ -1,0 +1,118 @@
+"""The model of a run, drawn from its seed, and which of its parameters learn how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from kvshift.errors import UnsupportedModelError, UsageError
+from kvshift.models import convert, shift_modules
+from kvshift.tasks.text import TextData
+from kvshift.training.recipe import Recipe
+
+_TAPS_STREAM = 2**32  # added to the recipe's seed: the taps' draw has nothing in common with the weights'
+_NOT_ARCHITECTURE = (  # what a downloaded config.json may hold and a model trained from scratch must not obey
+    "_name_or_path architectures auto_map dtype torch_dtype quantization_config transformers_version"
+).split()
+
+
+def build_model(
+    recipe: Recipe, vocab_size: int | None = None, end_token: int | None = None
+) -> PreTrainedModel:
+    """The model at step 0, in float32 on the CPU; the global random state is left alone.
+
+    The vanilla model is drawn first, from the recipe's seed; the taps after it, from a generator of their
+    own. So recipes that differ only in `shift` start from the same weights outside the taps, bit for bit.
+
+    Args:
+        recipe: the run.
+        vocab_size, end_token: of the recipe's data; None reads them there.
+
+    Raises:
+        UsageError: the configuration is impossible.
+        UnsupportedModelError: the architecture is unknown, or cannot be shifted though the recipe says so.
+        DataError: the recipe's data cannot be opened.
+    """
+    if vocab_size is None:
+        data = TextData.open(recipe.data)
+        vocab_size, end_token = data.vocab_size, data.end_token
+    config = _config(recipe, vocab_size, end_token)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+            raise UsageError(
+                f"No {config.model_type} model can be built from the configuration {recipe.model}: {error}"
+            ) from error
+    if recipe.shift_config is not None:
+        taps = torch.Generator().manual_seed(_TAPS_STREAM + recipe.seed)
+        model = convert(model, recipe.shift_config, generator=taps)
+    return model
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """What AdamW needs: matrices decayed; norms and biases not; taps not, at their own learning rate."""
+    taps = {id(parameter) for parameter in tap_parameters(model)}
+    named = list(model.named_parameters())
+    multiplier = 1.0 if recipe.shift_config is None else recipe.shift_config.lr_multiplier
+    groups = [
+        ("matrices", [p for _, p in named if id(p) not in taps and p.dim() >= 2], recipe.weight_decay, 1.0),
+        ("vectors", [p for _, p in named if id(p) not in taps and p.dim() < 2], 0.0, 1.0),
+        ("taps", [p for _, p in named if id(p) in taps], 0.0, multiplier),
+    ]
+    return [
+        {"name": name, "params": params, "weight_decay": decay, "lr": recipe.learning_rate * scale}
+        for name, params, decay, scale in groups
+        if params
+    ]
+
+
+def tap_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter of every shift, in layer order."""
+    return [parameter for module in shift_modules(model) for parameter in module.parameters()]
+
+
+@torch.no_grad()
+def effective_taps(model: nn.Module, name: str) -> list[list[list[float]]] | None:
+    """`taps[layer][head][column]` of `k_weight` or `v_weight`, averaged over channels; None if unshifted."""
+    layers = []
+    for module in shift_modules(model):
+        if (taps := module.taps(name)) is not None:
+            layers.append((taps if taps.dim() == 2 else taps.mean(dim=1)).tolist())
+    return layers or None
+
+
+def _config(recipe: Recipe, vocab_size: int, end_token: int | None) -> Any:
+    given = {key: value for key, value in recipe.model.items() if key not in _NOT_ARCHITECTURE}
+    model_type = given.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise UsageError(
+            f"The model configuration's model_type is {model_type!r}; expected the name of an architecture, "
+            "such as 'llama'. Take a complete config.json."
+        )
+    # The tokens' numbers are the data's; a padding token would also zero a row of the embedding.
+    given |= {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": end_token, "pad_token_id": None}
+    longest = given.setdefault("max_position_embeddings", recipe.sequence_length)
+    if not isinstance(longest, int) or longest < recipe.sequence_length:
+        raise UsageError(
+            f"sequence_length is {recipe.sequence_length}, but the model's max_position_embeddings is "
+            f"{longest!r}; expected at most that. Shorten the sequences or change the model."
+        )
+    try:
+        return AutoConfig.for_model(model_type, **given)
+    except (ValueError, KeyError) as error:
+        if "Unrecognized model identifier" in str(error):
+            raise UnsupportedModelError(
+                f"Unknown architecture {model_type!r}; expected one that transformers knows, such as 'llama'."
+            ) from error
+        raise UsageError(f"The {model_type} configuration {recipe.model} is impossible: {error}") from error
+    except Exception as error:  # configurations validate themselves with errors of huggingface_hub's own
+        if type(error).__module__.startswith("huggingface_hub"):
+            raise UsageError(
+                f"The {model_type} configuration {recipe.model} is impossible: {error}"
+            ) from error
+        raise
