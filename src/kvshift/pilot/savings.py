@@ -4,9 +4,9 @@
 validation loss is where the baseline ends. Its loss at t comes from a learning rate that has not yet decayed,
 while the baseline's at T comes from one that has; a candidate *planned* for t tokens would have done better.
 So the share read off the curves is expected to be too low rather than too high, and `planned_check` tests
-that with runs planned for a shorter length. A candidate that ends worse is measured the other way round, with the
-baseline's curve and a minus sign, so that swapping the arms changes nothing but the sign and two identical
-arms centre on zero.
+that with runs planned for a shorter length. A candidate that ends worse is measured the other way round,
+with the baseline's curve and a minus sign, so that swapping the arms changes nothing but the sign and two
+identical arms centre on zero.
 
 Nothing is extrapolated: not before a curve's first evaluation, not outside the ladder.
 """
