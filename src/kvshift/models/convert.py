@@ -120,7 +120,7 @@ def _check_convertible(model: Any) -> ShiftedClasses:
     return shifted_classes(family)
 
 
-def _check_untouched(model: nn.Module, family: Family) -> None:
+def _check_untouched(model: Any, family: Family) -> None:
     """Refuses a model whose weights are not here, or whose attention something else has changed."""
     for name, tensor in model.named_parameters():
         if tensor.is_meta:

@@ -61,27 +61,33 @@ class ShiftedModel:
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in the library; refuses taps that do not fit the checkpoint's configuration.
+    def from_pretrained(
+        cls,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in the library, from safetensors; refuses taps that do not fit the checkpoint's configuration.
 
         Raises:
-            UnsupportedModelError: the checkpoint holds taps its configuration does not have, or of other
-                shapes.
+            UnsupportedModelError: the checkpoint holds taps its configuration does not have, or weights of
+                other shapes.
         """
         kwargs.setdefault("use_safetensors", True)
-        try:
-            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        except RuntimeError as error:
-            if f".{TAPS}." not in str(error):
-                raise
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        mismatched = sorted(entry[0] for entry in info["mismatched_keys"])
+        if wrong := sorted(key for key in (*info["unexpected_keys"], *mismatched) if f".{TAPS}." in key):
             raise UnsupportedModelError(
-                f"The taps in this checkpoint do not fit its configuration's kv_shift: {error}"
-            ) from error
-        shapes_differ = [entry[0] for entry in info.get("mismatched_keys", ())]
-        if wrong := sorted(key for key in (*info["unexpected_keys"], *shapes_differ) if f".{TAPS}." in key):
+                f"The taps in this checkpoint do not fit its configuration: {wrong[0]} is not what "
+                f"{model.config.kv_shift} needs."
+            )
+        if mismatched and not ignore_mismatched_sizes:
             raise UnsupportedModelError(
-                f"The taps in this checkpoint do not fit its configuration's kv_shift: {wrong[0]} has no "
-                f"place in {model.config.kv_shift}."
+                f"The weights in this checkpoint do not fit its configuration: {mismatched[0]} has another "
+                "shape. Load it with the configuration it was saved with."
             )
         return (model, info) if output_loading_info else model
 

@@ -1,0 +1,206 @@
+"""Packed and padded batches give every sequence the logits it has alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kvshift
+from kvshift.errors import UnsupportedModelError
+from kvshift.models import shift_modules
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+SHIFTS = {
+    "paper": kvshift.KVShiftConfig(init="paper"),
+    "window 4": kvshift.KVShiftConfig(init="paper", window=4),
+    "queries, per channel": kvshift.KVShiftConfig(
+        init="paper", window=3, shift_queries=True, per_channel=True
+    ),
+    "gate": kvshift.KVShiftConfig(init="paper", constraint="gate"),
+    "values only": kvshift.KVShiftConfig(init="paper", shift_keys=False),
+}
+
+
+def positions(*lengths: int) -> torch.Tensor:
+    return torch.cat([torch.arange(length) for length in lengths])[None]
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=0, atol=TOLERANCE[expected.dtype])
+
+
+@pytest.mark.parametrize("shift", SHIFTS.values(), ids=SHIFTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_packed_documents_equal_the_documents_alone(
+    family, shifted, tokens, full_logits, shift, dtype
+) -> None:
+    model = shifted(family, shift, dtype=dtype)
+    lengths = (1, 7, 1, 1, 6, 2)
+    documents = [tokens(n, seed=n + i) for i, n in enumerate(lengths)]
+    packed = model(torch.cat(documents)[None], position_ids=positions(*lengths)).logits[0]
+    alone = torch.cat([full_logits(model, document) for document in documents])
+    assert packed.dtype == dtype
+    assert close(packed, alone)
+
+
+@torch.no_grad()
+def test_the_shift_is_what_is_being_compared(family, shifted, vanilla, tokens, full_logits) -> None:
+    """The tolerance means something: taking the taps away moves the logits by far more than it."""
+    sequence = tokens(8)
+    difference = (full_logits(shifted(family), sequence) - full_logits(vanilla(family), sequence)).abs().max()
+    assert difference > 0.1
+
+
+@torch.no_grad()
+def test_several_packed_rows_share_one_row_of_position_ids(family, shifted, tokens, full_logits) -> None:
+    model = shifted(family)
+    batch = tokens(3, 9)
+    packed = model(batch, position_ids=positions(5, 4)).logits
+    for row, logits in zip(batch, packed, strict=True):
+        assert close(logits, torch.cat([full_logits(model, row[:5]), full_logits(model, row[5:])]))
+
+
+@torch.no_grad()
+def test_packed_positions_in_evaluation_return_no_cache(family, shifted, tokens) -> None:
+    model = shifted(family)
+    assert model(tokens(1, 6), position_ids=positions(4, 2)).past_key_values is None
+    assert model(tokens(1, 6), position_ids=positions(6)).past_key_values is not None
+
+
+def test_packed_positions_with_a_cache_are_refused(family, shifted, tokens) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"packed documents cannot be cached.*use_cache=False"):
+        shifted(family)(tokens(1, 6), position_ids=positions(4, 2), use_cache=True)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("use_cache", [False, None])
+@torch.no_grad()
+def test_padded_batch_with_only_an_attention_mask(
+    family, shifted, tokens, full_logits, side, use_cache
+) -> None:
+    """The family's own positions then run on from the padding; rotary embedding does not mind, nor may we."""
+    model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3))
+    lengths = (9, 5, 1, 2)
+    batch, mask = padded([tokens(n, seed=n) for n in lengths], side)
+    logits = model(batch, attention_mask=mask, use_cache=use_cache).logits
+    for row, kept, found in zip(batch, mask.bool(), logits, strict=True):
+        assert close(found[kept], full_logits(model, row[kept]))
+
+
+@torch.no_grad()
+def test_a_batch_of_one_can_be_padded(family, shifted, tokens, full_logits) -> None:
+    model = shifted(family)
+    sequence = tokens(6)
+    batch = torch.cat([torch.full((3,), 5), sequence])[None]
+    mask = torch.tensor([[0] * 3 + [1] * 6])
+    assert close(model(batch, attention_mask=mask).logits[0, 3:], full_logits(model, sequence))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@torch.no_grad()
+def test_both_attention_implementations_agree(family, shifted, tokens, full_logits, implementation) -> None:
+    model = shifted(family)
+    expected = full_logits(model, tokens(9))
+    model.set_attn_implementation(implementation)
+    assert close(full_logits(model, tokens(9)), expected)
+
+
+@torch.no_grad()
+def test_seq_idx_and_cu_seq_lens_mark_starts(family, shifted, tokens) -> None:
+    """With attention limited to a token itself, what is left of the past comes through the shift alone."""
+    model = shifted(family)
+    batch, lengths = tokens(1, 9), (4, 1, 4)
+    expected = shifted_keys(model, batch, position_ids=positions(*lengths))
+    numbers = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    assert torch.equal(shifted_keys(model, batch, seq_idx=numbers.int()), expected)
+    offsets = torch.tensor([0, 4, 5, 9, 9], dtype=torch.int32)  # repeated at the end, as fixed-size lists are
+    assert torch.equal(shifted_keys(model, batch, cu_seq_lens_q=offsets), expected)
+    assert not torch.equal(shifted_keys(model, batch), expected)
+
+
+@torch.no_grad()
+def test_cu_seq_lens_run_through_a_batch_of_several_rows(family, shifted, tokens) -> None:
+    """As many documents as rows, none beginning where a row does but the first."""
+    model = shifted(family)
+    batch = tokens(2, 6)
+    offsets = torch.tensor([0, 8, 12], dtype=torch.int32)
+    expected = shifted_keys(model, batch, position_ids=torch.cat([positions(6), positions(2, 4)]))
+    assert torch.equal(shifted_keys(model, batch, cu_seq_lens_q=offsets), expected)
+
+
+@pytest.mark.parametrize("case", ["packed", "left", "right"])
+@torch.no_grad()
+def test_nothing_foreign_reaches_a_token_through_the_shift(family, shifted, tokens, case) -> None:
+    """Not even NaN in a row of padding, or of another document, times a tap of zero."""
+    model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3, shift_queries=True))
+    embeddings = model.get_input_embeddings()(tokens(1, 9)).clone()
+    foreign = slice(5, 9) if case == "right" else slice(0, 5)
+    own = slice(0, 5) if case == "right" else slice(5, 9)
+    clean = {}
+    poisoned = {}
+    embeddings[:, foreign] = 1.0
+    mask = torch.ones(1, 9, dtype=torch.long)
+    mask[:, foreign] = 0
+    batch = {"position_ids": positions(5, 4)} if case == "packed" else {"attention_mask": mask}
+    for store, value in ((clean, 1.0), (poisoned, float("nan"))):
+        embeddings[:, foreign] = value
+        module = shift_modules(model)[0]
+
+        def keep(module, arguments, output, store=store) -> None:
+            store.update(zip("qkv", output[:3], strict=True))
+
+        handle = module.register_forward_hook(keep)
+        model(inputs_embeds=embeddings, use_cache=False, **batch)
+        handle.remove()
+    for name in "qkv":
+        assert torch.isnan(poisoned[name][:, foreign]).all()
+        assert torch.equal(poisoned[name][:, own], clean[name][:, own])
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (torch.ones(1, 1, 6, 6, dtype=torch.bool), "attention mask is 4-D"),
+        ({"full_attention": None}, "attention mask is a dict"),
+        (torch.ones(1, 5), "shape .1, 5.; expected .1, 6."),
+        (torch.tensor([[1, 1, 0, 1, 1, 1]]), "padding between two tokens of one sequence"),
+    ],
+)
+def test_masks_that_do_not_tell_starts_are_refused(family, shifted, tokens, mask, sentence) -> None:
+    with pytest.raises(UnsupportedModelError, match=sentence):
+        shifted(family)(tokens(1, 6), attention_mask=mask)
+
+
+@torch.no_grad()
+def test_padding_between_packed_documents_is_no_hole(family, shifted, tokens) -> None:
+    """Each document's shift is its own; what attention makes of such a mask is the library's affair."""
+    model = shifted(family)
+    batch = tokens(1, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1]])
+    keys = shifted_keys(
+        model, batch, attention_mask=mask, position_ids=torch.tensor([[0, 1, 2, 0, 0, 0, 1, 2]])
+    )
+    assert close(keys[:, 5:], shifted_keys(model, batch[:, 5:]))
+
+
+@torch.no_grad()
+def shifted_keys(model, batch: torch.Tensor, **inputs) -> torch.Tensor:
+    """The first layer's keys after the shift."""
+    kept = []
+    handle = shift_modules(model)[0].register_forward_hook(lambda *call: kept.append(call[2][1]))
+    model(batch, use_cache=False, **inputs)
+    handle.remove()
+    return kept[0]
+
+
+def padded(sequences: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences padded with an ordinary token, so that padding read by mistake is not zero."""
+    length = max(map(len, sequences))
+    batch = torch.full((len(sequences), length), 5)
+    mask = torch.zeros(len(sequences), length, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        columns = slice(length - len(sequence), length) if side == "left" else slice(0, len(sequence))
+        batch[row, columns] = sequence
+        mask[row, columns] = 1
+    return batch, mask
