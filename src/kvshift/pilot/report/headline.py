@@ -1,0 +1,154 @@
+"""The top of the report: the verdict in one sentence, and the few numbers behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvshift.pilot.durations import format_duration
+from kvshift.pilot.report.context import Context, decided_side
+from kvshift.pilot.results import Estimate
+
+
+def verdict(context: Context) -> dict[str, Any]:
+    """Kind (colour and icon), word, sentence, explanation and what to do next."""
+    result = context.results.verdict
+    kind, word = result.decision, context.text(f"verdict.{result.decision}_word")
+    reason = result.reason if f"reason.{result.reason}.head" in context.text else result.decision
+    head, why = _filled(context, reason, "head"), _filled(context, reason, "why")
+    next_step = _next_step(context)
+    if context.self_test:
+        kind, word, next_step = "neutral", context.text("verdict.aa_word"), None
+        head = context.text("verdict.aa_different" if decided_side(context.gain) else "verdict.aa_same")
+        why = context.text("verdict.aa_explained")
+    elif context.gain is None and result.decision == "bigger_pilot":
+        kind, word, head = "missing", context.text("verdict.missing_word"), context.text("verdict.missing")
+    return {
+        "kind": kind,
+        "word": word,
+        "undecided": not result.decided and not context.self_test,
+        "head": head,
+        "why": why,
+        "spans_zero": context.gain is not None and _spans_zero(context.gain),
+        "next": next_step,
+        "failed": failed(context),
+        "numbers": key_numbers(context),
+    }
+
+
+def failed(context: Context) -> str | None:
+    """How many runs did not end well, and how; None when all did."""
+    if not context.fallen:
+        return None
+    reasons = ", ".join(f"{context.status(status)}: {count}" for status, count in context.fallen.items())
+    total = len(context.results.runs)
+    return context.text(
+        "verdict.failed", failed=sum(context.fallen.values()), total=total, reasons=reasons
+    )
+
+
+def _spans_zero(estimate: Estimate) -> bool:
+    return estimate.low is not None and estimate.high is not None and not estimate.clear_of_zero
+
+
+def _filled(context: Context, reason: str, part: str) -> str:
+    """A reason's text with the verdict's values, or the decision's own text should a value be missing."""
+    numbers, values = context.numbers, context.results.verdict.values
+    ready: dict[str, str] = {}
+    if "throughput_ratio" in values:
+        ready["speed"] = numbers.faster(values["throughput_ratio"])
+    if "margin" in values:
+        ready["margin"] = numbers.nats(values["margin"])
+    for name, value in (("diverged", "candidate_diverged"), ("pairs", "pairs")):
+        if value in values:
+            ready[name] = numbers.plain(values[value])
+    try:
+        return context.say(f"reason.{reason}.{part}", **ready)
+    except KeyError:
+        return context.say(f"reason.{context.results.verdict.decision}.{part}")
+
+
+def _next_step(context: Context) -> dict[str, str] | None:
+    result = context.results.verdict
+    if result.next_budget_seconds is None:
+        return None
+    key = "verdict.bigger_capped" if result.values.get("capped") else "verdict.bigger"
+    return {
+        "text": context.text(key, time=context.numbers.duration(result.next_budget_seconds)),
+        "command": f"kvshift pilot --budget {format_duration(result.next_budget_seconds)}",
+    }
+
+
+def key_numbers(context: Context) -> list[dict[str, Any]]:
+    """Three or four cards: gain, data, time, and money where there is a price, else model size."""
+    results = context.results
+    top = context.top
+    cards = [_gain_card(context)]
+    where = top.size if top else ""
+    cards.append(
+        _saved_card(context, "data", top.data_saved if top else None, context.text("key.data_note", size=where))
+    )
+    cards.append(_saved_card(context, "time", top.time_saved if top else None, context.text("key.time_note")))
+    if results.cost is not None:
+        cards.append(_money_card(context))
+    elif results.model_saved is not None and results.model_saved.parameters is not None:
+        saved = results.model_saved
+        note = context.text("key.model_note", size=saved.reference_size)
+        cards.append(_saved_card(context, "model", saved.parameters, note))
+    return cards
+
+
+def _gain_card(context: Context) -> dict[str, Any]:
+    gain, numbers = context.gain, context.numbers
+    if gain is None:
+        return _empty_card(context, "gain")
+    worse = gain.value < 0
+    return {
+        "title": context.text("key.gain_worse" if worse else "key.gain"),
+        "value": context.text("key.gain_value", x=numbers.nats(gain.value, sign=True)),
+        "note": context.text(
+            "key.gain_note_worse" if worse else "key.gain_note", probability=context.probability(gain.value)
+        ),
+        "interval": context.gain_interval(gain),
+        "undecided": not gain.clear_of_zero,
+        "missing": False,
+    }
+
+
+def _saved_card(context: Context, key: str, estimate: Estimate | None, note: str) -> dict[str, Any]:
+    if estimate is None:
+        return _empty_card(context, key)
+    return {
+        "title": context.text(f"key.{key}"),
+        "value": context.numbers.percent(estimate.value),
+        "note": note,
+        "interval": context.share_interval(estimate),
+        "undecided": _spans_zero(estimate),
+        "missing": False,
+    }
+
+
+def _money_card(context: Context) -> dict[str, Any]:
+    cost = context.results.cost
+    if cost is None or cost.saved_per_thousand is None:
+        return _empty_card(context, "money")
+    saved = cost.saved_per_thousand
+    show = lambda amount: context.numbers.money(amount, cost.currency)  # noqa: E731
+    return {
+        "title": context.text("key.money_saved" if saved.value >= 0 else "key.money_lost"),
+        "value": show(abs(saved.value)),
+        "note": context.text("key.money_note", thousand=show(1000)),
+        "interval": context.numbers.interval(saved, show),
+        "undecided": _spans_zero(saved),
+        "missing": False,
+    }
+
+
+def _empty_card(context: Context, key: str) -> dict[str, Any]:
+    return {
+        "title": context.text(f"key.{key}"),
+        "value": context.text("key.none"),
+        "note": context.text("key.none_note"),
+        "interval": "",
+        "undecided": False,
+        "missing": True,
+    }

@@ -1,0 +1,49 @@
+"""The three files a pilot ends with: report.html for people, report.json for programs, runs.csv for tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from kvshift.pilot.report.files import write_text
+from kvshift.pilot.report.render import render
+from kvshift.pilot.results import Results, RunRow
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_report(results: Results, folder: Path, language: str | None = None) -> Path:
+    """Writes `report.html`, `report.json` and `runs.csv` into `folder`, each whole or not at all.
+
+    Args:
+        language: "en" or "ja"; None takes the pilot's own.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UsageError: there are no texts in this language.
+        OutputError: the folder cannot be written to, or the disk is full.
+    """
+    folder = Path(folder)
+    page = render(results, language)
+    write_text(folder / "report.json", results.model_dump_json(indent=2) + "\n")
+    write_text(folder / "runs.csv", runs_csv(results))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def runs_csv(results: Results) -> str:
+    """One line a run, the columns of `RunRow`, numbers in full precision, missing ones empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(RunRow.model_fields), lineterminator="\n")
+    writer.writeheader()
+    for run in results.runs:
+        writer.writerow({name: _cell(value) for name, value in run.model_dump().items()})
+    return stream.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
