@@ -45,8 +45,8 @@ def crossing(losses: Sequence[float], target: float) -> tuple[int, float] | None
 def between(values: Sequence[float], place: tuple[int, float]) -> float:
     """The value at a `crossing`, interpolated in its logarithm; values are positive."""
     i, share = place
-    if share == 0.0:
-        return float(values[i])
+    if share in (0.0, 1.0):  # no rounding where there is nothing to interpolate
+        return float(values[i + int(share)])
     return math.exp((1 - share) * math.log(values[i]) + share * math.log(values[i + 1]))
 
 
