@@ -131,7 +131,7 @@ def size_result(name: str, seeds: list[int], gain: float, spread: float, kind: s
             note="no_pairs",
         )  # fmt: skip
     alone = kind == "one_pair"
-    saved = max(-0.4, min(0.6, gain * 2.1))
+    saved = saved_share(gain)
 
     def of(value: float, wide: float) -> Estimate:
         return Estimate(value=value, n=1) if alone else estimate(value, wide, len(seeds))
@@ -146,6 +146,18 @@ def size_result(name: str, seeds: list[int], gain: float, spread: float, kind: s
     )  # fmt: skip
 
 
+def saved_share(gain: float) -> float:
+    """Where the sample curves, without their noise, cross the other side's end."""
+    steps = [step / 1000 for step in range(1, 1001)]
+    reached = next(step for step in steps if falling(step) - abs(gain) * min(1.0, step * 2.5) <= falling(1.0))
+    return math.copysign(1 - reached, gain)
+
+
+def falling(share: float) -> float:
+    """How far a sample curve is above its end after this share of the tokens."""
+    return 2.6 * math.exp(-4.2 * share) + 0.25 * (1 - share)
+
+
 def final(name: str) -> float:
     return 4.35 - 0.42 * math.log(LADDER[name][0] / 230_144)
 
@@ -157,8 +169,8 @@ def curve(arm: str, name: str, seed: int, gain: float) -> Curve:
     losses = []
     for count in tokens:
         share = count / TOKENS
-        falling = 2.6 * math.exp(-4.2 * share) + 0.25 * (1 - share)
-        losses.append(final(name) - gain * min(1.0, share * 2.5) + falling + wobble + noise.uniform(-0.008, 0.008))
+        level = final(name) - gain * min(1.0, share * 2.5)
+        losses.append(level + falling(share) - falling(1.0) + wobble + noise.uniform(-0.008, 0.008))
     return Curve(
         arm=arm, size=name, seed=seed, tokens=tokens, nats_per_token=losses, bits_per_byte=[x / 2.2 for x in losses]
     )  # fmt: skip

@@ -9,7 +9,7 @@ from kvshift.pilot.report.charts import BOX, Scale, band, mean_curve, padded, pa
 from kvshift.pilot.report.context import Context
 from kvshift.pilot.results import Curve, Estimate, SizeResult
 
-EARLY = 0.12  # of the tokens: the steep first part of the curves may leave the picture at the top
+EARLY = 0.2  # of the tokens: the steep first part of the curves may leave the picture at the top
 PLOT_TOP, PLOT_BOTTOM = 10.0, 200.0  # pixels, of line charts
 PLOT_LEFT, PLOT_WIDTH = 12.0, 86.0  # percent of the drawing
 ROW_HEIGHT = 58  # pixels of a forest plot's row

@@ -104,10 +104,11 @@ def _gain_card(context: Context) -> dict[str, Any]:
     worse = gain.value < 0
     return {
         "title": context.text("key.gain_worse" if worse else "key.gain"),
-        "value": context.text("key.gain_value", x=numbers.nats(gain.value, sign=True)),
+        "value": numbers.nats(gain.value, sign=True),
         "note": context.text(
             "key.gain_note_worse" if worse else "key.gain_note", probability=context.probability(gain.value)
         ),
+        "unit": context.text("key.gain_unit"),
         "interval": context.gain_interval(gain),
         "undecided": not gain.clear_of_zero,
         "missing": False,
@@ -120,6 +121,7 @@ def _saved_card(context: Context, key: str, estimate: Estimate | None, note: str
     return {
         "title": context.text(f"key.{key}"),
         "value": context.numbers.percent(estimate.value),
+        "unit": "",
         "note": note,
         "interval": context.share_interval(estimate),
         "undecided": _spans_zero(estimate),
@@ -136,6 +138,7 @@ def _money_card(context: Context) -> dict[str, Any]:
     return {
         "title": context.text("key.money_saved" if saved.value >= 0 else "key.money_lost"),
         "value": show(abs(saved.value)),
+        "unit": "",
         "note": context.text("key.money_note", thousand=show(1000)),
         "interval": context.numbers.interval(saved, show),
         "undecided": _spans_zero(saved),
@@ -147,6 +150,7 @@ def _empty_card(context: Context, key: str) -> dict[str, Any]:
     return {
         "title": context.text(f"key.{key}"),
         "value": context.text("key.none"),
+        "unit": "",
         "note": context.text("key.none_note"),
         "interval": "",
         "undecided": False,

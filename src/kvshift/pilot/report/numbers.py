@@ -38,7 +38,7 @@ class Numbers:
             # 999,950 would print as 1,000k: what rounds up to a unit belongs to it
             if abs(value) >= size * 0.9995:
                 scaled = value / size
-                return f"{self.plain(scaled, _decimals(scaled, 3, 2)).removesuffix('.0')}{unit}"
+                return f"{_trimmed(self.plain(scaled, _decimals(scaled, 3, 2)))}{unit}"
         return self.plain(value)
 
     def nats(self, value: float, sign: bool = False) -> str:
@@ -47,7 +47,7 @@ class Numbers:
 
     def percent(self, share: float, sign: bool = False) -> str:
         """0.431 → 43%, 0.0312 → 3.1%, 0.00042 → 0.042%."""
-        return self.plain(100 * share, _percent_decimals(share), sign) + "%"
+        return _trimmed(self.plain(100 * share, _percent_decimals(share), sign)) + "%"
 
     def change(self, saved: float) -> str:
         """A share saved, in words: 43% less, 12% more, about the same."""
@@ -105,7 +105,7 @@ class Numbers:
         """Bytes in decimal units: 3.2 GB."""
         for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
             if abs(count) >= size * 0.9995:
-                return f"{self.plain(count / size, _decimals(count / size, 2, 1))} {unit}"
+                return f"{_trimmed(self.plain(count / size, _decimals(count / size, 2, 1)))} {unit}"
         return f"{self.plain(count)} B"
 
     def date(self, created: str) -> str:
@@ -117,6 +117,11 @@ class Numbers:
         if self.japanese:
             return f"{moment.year}年{moment.month}月{moment.day}日 {moment:%H:%M}（UTC）"
         return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def _trimmed(shown: str) -> str:
+    """7.0 → 7, 1.20 → 1.2"""
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 def _decimals(value: float, digits: int, most: int) -> int:
