@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -21,7 +22,7 @@ def test_warm_up_then_cosine(make_recipe):
 def test_no_warm_up(make_recipe):
     recipe = make_recipe(warmup=0, final_learning_rate=0)
     factors = [learning_rate_factor(step, recipe) for step in range(recipe.steps)]
-    assert all(0 <= later < earlier <= 1 for earlier, later in zip(factors, factors[1:], strict=False))
+    assert all(0 <= later < earlier <= 1 for earlier, later in itertools.pairwise(factors))
     assert factors[-1] == pytest.approx(0, abs=1e-12)
 
 

@@ -139,7 +139,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Pat
 
 def save_rng(folder: Path) -> None:
     """The state of every random number generator a model may draw from."""
-    numpy_state = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()

@@ -22,7 +22,7 @@ class Evaluation(NamedTuple):
 
 
 def token_losses(model: Callable[..., Any], batch: Batch) -> Tensor:
-    """Cross entropy in nats of each token of a batch, float32 `(batch · time,)`; 0 where there is no target."""
+    """Cross entropy of each token in nats, float32 `(batch · time,)`; 0 where there is no target."""
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     labels = batch["labels"].flatten()
     return F.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORED, reduction="none")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from kvshift.errors import OutputError
 
 _OF_THE_USER = {  # what the user can mend; anything else keeps its traceback
-    errno.ENOSPC: "the disk is full; free some space and start again, the run goes on from its last checkpoint",
+    errno.ENOSPC: "the disk is full; free some space and start again, it goes on from the last checkpoint",
     errno.EDQUOT: "the disk quota is used up; free some space and start again",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; choose another folder or change its permissions",

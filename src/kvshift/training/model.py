@@ -14,9 +14,15 @@ from kvshift.tasks.text import TextData
 from kvshift.training.recipe import Recipe
 
 _TAPS_STREAM = 2**32  # added to the recipe's seed: the taps' draw has nothing in common with the weights'
-_NOT_ARCHITECTURE = (  # what a downloaded config.json may hold and a model trained from scratch must not obey
-    "_name_or_path architectures auto_map dtype torch_dtype quantization_config transformers_version"
-).split()
+_NOT_ARCHITECTURE = {  # in a downloaded config.json, and nothing a model trained from scratch may obey
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+}
 
 
 def build_model(

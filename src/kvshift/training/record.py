@@ -109,12 +109,14 @@ class RecordWriter:
         end = self.size()
         with output_errors(self.path):
             try:
-                written = self._file.write(line)
-                while written < len(line):
-                    written += self._file.write(line[written:])
+                self._append(line)
             except OSError:
                 self._file.truncate(end)
                 raise
+
+    def _append(self, line: bytes) -> None:
+        while line:
+            line = line[self._file.write(line) :]
 
     def point(self, point: StepPoint | EvaluationPoint | TapsPoint) -> None:
         """Appends a measured point."""

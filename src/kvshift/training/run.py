@@ -123,6 +123,9 @@ def run(recipe: Recipe, folder: Path, *, on_progress: Callable[[Progress], None]
 class _Recorder(TrainerCallback):
     """Steers one run: what is measured when, and everything that is written down."""
 
+    trainer: RunTrainer  # both from `train` on
+    writer: RecordWriter
+
     def __init__(
         self, recipe: Recipe, folder: Path, began: float, on_progress: Callable[[Progress], None] | None
     ) -> None:
@@ -130,8 +133,7 @@ class _Recorder(TrainerCallback):
         self.folder = folder
         self.device = run_device(recipe)
         self.memory = PeakMemory(self.device)
-        self.trainer: RunTrainer | None = None
-        self.writer: RecordWriter | None = None
+        self._recording = False
         self._on_progress = on_progress
         self._reported = -math.inf
         self._began = began
@@ -156,20 +158,21 @@ class _Recorder(TrainerCallback):
             trainer.clock = Clock(self.device, state["seconds"], [tuple(block) for block in state["blocks"]])
             self._step = trained_steps(start)
         self.writer = RecordWriter(self.folder, kept)
+        self._recording = True
         self.writer.write("start", self._start_line())
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         self._save_final()
 
     def end(self, status: Status, error: str | None) -> None:
         """Closes the record."""
-        if self.writer is not None:
+        if self._recording:
             self.writer.write("end", {"status": status, "error": error, **self._totals()})
             self.writer.sync()
         write_status(self.folder, status, error)
 
     def close(self) -> None:
         """Closes the record's file."""
-        if self.writer is not None:
+        if self._recording:
             self.writer.close()
 
     # What the Trainer calls
@@ -177,7 +180,6 @@ class _Recorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.trainer is not None
         if self.device.type == "cuda":
             self.trainer.warm_up()
         if state.global_step == 0:
@@ -188,7 +190,6 @@ class _Recorder(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.trainer is not None
         step = self._step = state.global_step
         clock = self.trainer.clock
         point = step % self._every == 0 or step == self.recipe.steps
@@ -210,14 +211,14 @@ class _Recorder(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        assert self.trainer is not None
-        assert self.writer is not None
-        assert metrics is not None
-        if not all(math.isfinite(value) for value in metrics.values()):
-            raise _DivergedError(f"The validation loss was {metrics['nats_per_token']} at step {self._step}.")
+        measured = metrics or {}
+        if not all(math.isfinite(value) for value in measured.values()):
+            raise _DivergedError(
+                f"The validation loss was {measured['nats_per_token']} at step {self._step}."
+            )
         self.writer.point(
             EvaluationPoint(
-                step=self._step, tokens=self._tokens, seconds=self.trainer.clock.seconds, **metrics
+                step=self._step, tokens=self._tokens, seconds=self.trainer.clock.seconds, **measured
             )
         )
         self._write_taps()
@@ -236,12 +237,9 @@ class _Recorder(TrainerCallback):
     def _save_due(self, step: int) -> bool:
         if step == self.recipe.steps or time.perf_counter() - self._saved < self.recipe.checkpoint_seconds:
             return False
-        assert self.trainer is not None
         return math.isfinite(float(self.trainer.loss_sum))  # else the next point ends the run
 
     def _write_point(self, step: int) -> None:
-        assert self.trainer is not None
-        assert self.writer is not None
         steps = (step - 1) % self._every + 1  # since the last point
         loss = self.trainer.take_loss() / steps
         if not math.isfinite(loss):
@@ -252,8 +250,6 @@ class _Recorder(TrainerCallback):
         )
 
     def _write_taps(self) -> None:
-        assert self.trainer is not None
-        assert self.writer is not None
         if self.recipe.shift is not None:
             keys, values = (effective_taps(self.trainer.model, name) for name in ("k_weight", "v_weight"))
             self.writer.point(TapsPoint(step=self._step, tokens=self._tokens, keys=keys, values=values))
@@ -262,7 +258,6 @@ class _Recorder(TrainerCallback):
         now = time.perf_counter()
         if self._on_progress is None or now - self._reported < _PROGRESS_SECONDS:
             return
-        assert self.trainer is not None
         self._reported = now
         since = self._step % self._every
         loss = float(self.trainer.loss_sum) / since if since else self._last_loss
@@ -271,7 +266,6 @@ class _Recorder(TrainerCallback):
         )
 
     def _start_line(self) -> dict[str, Any]:
-        assert self.trainer is not None
         model = self.trainer.model
         cuda = self.device.type == "cuda"
         threads = torch.get_num_threads()
@@ -287,8 +281,6 @@ class _Recorder(TrainerCallback):
         }
 
     def _totals(self) -> dict[str, Any]:
-        if self.trainer is None:
-            return {"wall_seconds": self._wall_seconds()}
         step_seconds = self.trainer.clock.step_seconds()
         return {
             "train_seconds": self.trainer.clock.seconds,
@@ -302,8 +294,6 @@ class _Recorder(TrainerCallback):
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint must know to go on with the record."""
-        assert self.trainer is not None
-        assert self.writer is not None
         return {
             "record_bytes": self.writer.sync(),
             "seconds": self.trainer.clock.seconds,
@@ -321,7 +311,6 @@ class _Recorder(TrainerCallback):
             return False
 
     def _save_final(self) -> None:
-        assert self.trainer is not None
         final = self.folder / FINAL
         temporary = self.folder / f".{FINAL}.tmp"
         with output_errors(final):

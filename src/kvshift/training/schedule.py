@@ -1,4 +1,4 @@
-"""What happens at which step: learning rate, evaluations, points of the record. Pure functions of the recipe."""
+"""What happens at which step: learning rate, evaluations, points of the record."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -51,9 +52,8 @@ def measure_speed(recipe: Recipe, *, seconds: float = 2.0) -> Speed:
     with limit_threads(run_threads(recipe)), tempfile.TemporaryDirectory(prefix="kvshift-speed-") as nowhere:
         trainer = stopwatch.trainer = RunTrainer(long_enough, data, Path(nowhere), stopwatch)
         trainer.train()
-        step_seconds = trainer.clock.step_seconds()
+        step_seconds = trainer.clock.step_seconds() or math.inf
         evaluation_seconds = _evaluation_seconds(trainer)
-    assert step_seconds is not None
     return Speed(
         tokens_per_second=recipe.step_tokens / step_seconds,
         step_seconds=step_seconds,
@@ -64,18 +64,18 @@ def measure_speed(recipe: Recipe, *, seconds: float = 2.0) -> Speed:
 
 
 class _Stopwatch(TrainerCallback):
+    trainer: RunTrainer  # set before it trains
+
     def __init__(self, recipe: Recipe, seconds: float) -> None:
         self.seconds = seconds
         self.device = run_device(recipe)
         self.memory = PeakMemory(self.device)
-        self.trainer: RunTrainer | None = None
         self.ready = 0.0
         self._read = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.trainer is not None
         if self.device.type == "cuda":
             self.trainer.warm_up()
         self.trainer.clock.start(0)
@@ -84,7 +84,6 @@ class _Stopwatch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.trainer is not None
         clock = self.trainer.clock
         if self.device.type == "cpu" or time.perf_counter() - self._read > _BLOCK_SECONDS:
             clock.mark(state.global_step)

@@ -49,6 +49,9 @@ class RunTrainer(Trainer):
     """
 
     model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole step
 
     def __init__(self, recipe: Recipe, data: TextData, output: Path, callback: TrainerCallback) -> None:
@@ -81,7 +84,7 @@ class RunTrainer(Trainer):
         model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The micro-batch's share of the step's mean loss: its tokens' losses over the step's targets."""
         loss = token_losses(model, inputs).sum() / num_items_in_batch
