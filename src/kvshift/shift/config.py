@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -67,7 +66,7 @@ class KVShiftConfig:
             refuse("init", f"one of {', '.join(get_args(Init))}")
         if isinstance(self.lr_multiplier, bool) or not isinstance(self.lr_multiplier, int | float):
             refuse("lr_multiplier", "a number")
-        if not math.isfinite(self.lr_multiplier) or not 0 <= self.lr_multiplier <= 1000:
+        if not 0 <= self.lr_multiplier <= 1000:  # NaN fails this too
             refuse("lr_multiplier", "a number from 0 to 1000")
         if self.constraint == "gate" and self.window != 2:
             refuse("window", "2 with constraint='gate': a gate shares one unit between two taps (paper §2)")

@@ -96,9 +96,9 @@ def kv_shift(
     Raises:
         UsageError: the shapes do not fit together.
     """
-    for name, x, weight in (("k", k, k_weight), ("v", v, v_weight)):
-        _check(name, x, weight, starts)
     k_state, v_state = (None, None) if state is None else (state[0], state[1])
+    for name, x, weight, before in (("k", k, k_weight, k_state), ("v", v, v_weight, v_state)):
+        _check(name, x, weight, starts, before)
     k_hat, v_hat = k, v
     if k_weight is not None:
         k_hat, k_state = shift(k, k_weight, starts=starts, state=k_state, last=last)
@@ -132,7 +132,7 @@ def _last_rows(rows: Tensor, starts: Tensor | None, last: Tensor | None, back: i
     return kept.masked_fill(foreign[:, :, None, None], 0)
 
 
-def _check(name: str, x: Tensor, weight: Tensor | None, starts: Tensor | None) -> None:
+def _check(name: str, x: Tensor, weight: Tensor | None, starts: Tensor | None, state: Tensor | None) -> None:
     if x.dim() != 4:
         raise UsageError(f"{name} has shape {tuple(x.shape)}; expected (batch, time, kv_heads, head_dim).")
     if weight is not None and (
@@ -144,6 +144,13 @@ def _check(name: str, x: Tensor, weight: Tensor | None, starts: Tensor | None) -
             f"{name}_weight has shape {tuple(weight.shape)}; expected ({x.shape[2]}, window) or "
             f"({x.shape[2]}, {x.shape[3]}, window) to fit {name} of shape {tuple(x.shape)}."
         )
+    if weight is not None and state is not None:
+        expected = (x.shape[0], weight.shape[-1] - 1, *x.shape[2:])
+        if tuple(state.shape) != expected:
+            raise UsageError(
+                f"The state of {name} has shape {tuple(state.shape)}; expected {expected}, as the previous "
+                "call returned it."
+            )
     if starts is not None and (starts.dtype != torch.bool or starts.shape != x.shape[:2]):
         raise UsageError(
             f"starts is {starts.dtype} of shape {tuple(starts.shape)}; expected torch.bool of shape "

@@ -53,7 +53,8 @@ class KVShift(nn.Module):
                 )
                 if taps.dim() < parameter.dim():
                     taps = taps[:, None, :].expand(*parameter.shape[:-1], -1)
-                parameter.copy_(torch.logit(taps[..., :1]) if self.config.constraint == "gate" else taps)
+                gated = self.config.constraint == "gate"
+                parameter.copy_(torch.logit(taps[..., :1], eps=1e-6) if gated else taps)
 
     def taps(self, name: str) -> Tensor | None:
         """What `k_weight`, `v_weight` or `q_weight` amount to under the constraint; None if not shifted."""
@@ -102,13 +103,14 @@ class KVShift(nn.Module):
 
 def _paper_draw(shape: torch.Size, window: int, generator: torch.Generator | None) -> Tensor:
     """α1, … ~ U(0, 1), the last tap 1 minus their sum (paper §1 and §2)."""
-    drawn = torch.rand(*shape[:-1], window - 1, generator=generator)
+    # On the CPU and in float32 whatever the defaults are while a model is built: the same draw everywhere.
+    drawn = torch.rand(*shape[:-1], window - 1, generator=generator, device="cpu", dtype=torch.float32)
     return torch.cat((drawn, 1 - drawn.sum(-1, keepdim=True)), dim=-1)
 
 
 def _identity(name: str, heads: int, window: int) -> Tensor:
     """The current row alone: the unshifted model."""
-    taps = torch.zeros(heads, window)
+    taps = torch.zeros(heads, window, device="cpu", dtype=torch.float32)
     taps[:, 0] = 1
     return taps
 
@@ -118,7 +120,7 @@ def _structured(name: str, heads: int, window: int) -> Tensor:
     taps = _identity(name, heads, window)
     turned = {"k_weight": 0, "v_weight": 1}.get(name)  # which of every four heads starts on the previous row
     if turned is not None:
-        taps[turned::4, :2] = torch.tensor([0.0, 1.0])
+        taps[turned::4, 0], taps[turned::4, 1] = 0, 1
     return taps
 
 
