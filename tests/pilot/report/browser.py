@@ -12,10 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 
 
 def find() -> str | None:
@@ -32,7 +41,16 @@ class Browser:
         # Chromium reads commands from descriptor 3 and answers on 4. A shell moves ours there.
         command = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self.process = subprocess.Popen(
-            ["bash", "-c", command, "bash", find() or "chromium", *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [
+                "bash",
+                "-c",
+                command,
+                "bash",
+                find() or "chromium",
+                *FLAGS,
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
             pass_fds=(theirs_in, theirs_out),
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -75,7 +93,9 @@ class Browser:
             self.events.append(message)
         return message
 
-    def open(self, page: Path, width: int = 1280, height: int = 900, dark: bool = False, script: bool = True) -> None:
+    def open(
+        self, page: Path, width: int = 1280, height: int = 900, dark: bool = False, script: bool = True
+    ) -> None:
         """Loads a local page at this width and theme, and waits until it is there."""
         self.resize(width, height)
         self.theme(dark)
@@ -87,7 +107,11 @@ class Browser:
 
     def resize(self, width: int, height: int = 900) -> None:
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 500,
         )
 
     def theme(self, dark: bool) -> None:
@@ -106,9 +130,13 @@ class Browser:
         extra = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
                 **(extra if kind == "keyDown" else {}),
-            )  # fmt: skip
+            )
 
     def move(self, x: float, y: float) -> None:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
@@ -122,13 +150,19 @@ class Browser:
                 found.append(json.dumps(parameters["exceptionDetails"])[:500])
             elif event["method"] == "Log.entryAdded":
                 found.append(parameters["entry"]["text"])
-            elif event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            elif event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in (
+                "error",
+                "warning",
+                "assert",
+            ):
                 found.append(json.dumps(parameters["args"])[:500])
         return found
 
     def requests(self) -> list[str]:
         """Addresses asked for since the page was opened, those inside the page (data:) left out."""
-        sent = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        sent = [
+            e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in sent if not url.startswith("data:")]
 
     def screenshot(self, file: Path, whole: bool = True) -> None:

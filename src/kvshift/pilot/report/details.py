@@ -59,9 +59,19 @@ def settings(context: Context) -> list[dict[str, Any]]:
     """Every setting in groups of (label, field name, value)."""
     results, text = context.results, context.text
     groups = [("asked", _asked(context)), ("recipe", _plain(results.recipe))]
-    groups += [("shift", [(f"{arm.name}: {key}", "", _value(value)) for arm in results.arms
-                          for key, value in (arm.shift or {}).items()])]
-    groups += [("sizes", [(size.name, "", json.dumps(size.model, ensure_ascii=False)) for size in results.sizes])]
+    groups += [
+        (
+            "shift",
+            [
+                (f"{arm.name}: {key}", "", _value(value))
+                for arm in results.arms
+                for key, value in (arm.shift or {}).items()
+            ],
+        )
+    ]
+    groups += [
+        ("sizes", [(size.name, "", json.dumps(size.model, ensure_ascii=False)) for size in results.sizes])
+    ]
     groups += [("data", _data(context)), ("machine", _machine(context))]
     return [{"title": text(f"methods.settings_{name}"), "rows": rows} for name, rows in groups if rows]
 
@@ -74,7 +84,11 @@ def _asked(context: Context) -> list[tuple[str, str, str]]:
         if field == "budget_seconds":
             shown = context.numbers.duration(value)
         elif value is None:
-            shown = text("page.none") if field in ("price_per_hour", "model", "text_column") else text("page.chosen")
+            shown = (
+                text("page.none")
+                if field in ("price_per_hour", "model", "text_column")
+                else text("page.chosen")
+            )
         elif value == ():
             shown = text("page.default_source")
         else:
@@ -145,7 +159,20 @@ def runs(context: Context) -> dict[str, Any]:
                 run.error or "",
             ]
         )
-    names = "name role arm status loss bits tokens parameters speed seconds memory error".split()
+    names = [
+        "name",
+        "role",
+        "arm",
+        "status",
+        "loss",
+        "bits",
+        "tokens",
+        "parameters",
+        "speed",
+        "seconds",
+        "memory",
+        "error",
+    ]
     return {
         "caption": text("methods.runs"),
         "head": [text(f"run.{name}") for name in names],

@@ -83,7 +83,7 @@ def gain_table(context: Context) -> dict[str, Any]:
         gain = context.gain
         overall = [context.text("better.overall"), "", numbers.plain(gain.n), "", ""]
         rows.append([*overall, numbers.nats(gain.value, sign=True), context.gain_interval(gain), "", ""])
-    names = "size parameters pairs baseline candidate gain interval bits each".split()
+    names = ["size", "parameters", "pairs", "baseline", "candidate", "gain", "interval", "bits", "each"]
     return {
         "caption": context.text("better.forest"),
         "head": [context.say(f"better.column_{name}") for name in names],
@@ -100,8 +100,9 @@ def curves(context: Context) -> list[dict[str, Any]]:
     """One picture a size, all on the same axes."""
     results = context.results
     usable = {
-        (size.name, arm.name): [_points(curve) for curve in results.curves if curve.size == size.name
-                                and curve.arm == arm.name]
+        (size.name, arm.name): [
+            _points(curve) for curve in results.curves if curve.size == size.name and curve.arm == arm.name
+        ]
         for size in results.sizes
         for arm in results.arms
     }
@@ -113,7 +114,9 @@ def curves(context: Context) -> list[dict[str, Any]]:
     x = Scale(0, longest, PLOT_LEFT, PLOT_LEFT + PLOT_WIDTH)
     y = Scale(*padded(late, 0.05, 0.01), PLOT_BOTTOM, PLOT_TOP)
     return [
-        _panel(context, size.name, size.parameters, [usable[size.name, arm.name] for arm in results.arms], x, y)
+        _panel(
+            context, size.name, size.parameters, [usable[size.name, arm.name] for arm in results.arms], x, y
+        )
         for size in results.sizes
     ]
 
@@ -124,7 +127,12 @@ def _points(curve: Curve) -> list[tuple[float, float]]:
 
 
 def _panel(
-    context: Context, name: str, parameters: int, arms: list[list[list[tuple[float, float]]]], x: Scale, y: Scale
+    context: Context,
+    name: str,
+    parameters: int,
+    arms: list[list[list[tuple[float, float]]]],
+    x: Scale,
+    y: Scale,
 ) -> dict[str, Any]:
     numbers = context.numbers
     means = [mean_curve([run for run in runs if len(run) > 1]) for runs in arms]
@@ -146,9 +154,7 @@ def _panel(
         "name": name,
         "detail": context.text("better.parameters", n=numbers.big(parameters)),
         "empty": not any(arms),
-        "label": context.say(
-            "better.curves_label", size=name, baseline_loss=ends[0], candidate_loss=ends[1]
-        ),
+        "label": context.say("better.curves_label", size=name, baseline_loss=ends[0], candidate_loss=ends[1]),
         "seeds": [[path(x, y, run) for run in runs if len(run) > 1] for runs in arms],
         "means": [path(x, y, mean) for mean in means],
         "ends": [(x(mean[-1][0]), y(mean[-1][1])) if mean else None for mean in means],
@@ -194,7 +200,9 @@ def _curve_table(context: Context, name: str, means: list[list[tuple[float, floa
                 numbers.plain(tokens),
                 show(baseline),
                 show(candidate),
-                missing if baseline is None or candidate is None else numbers.nats(baseline - candidate, sign=True),
+                missing
+                if baseline is None or candidate is None
+                else numbers.nats(baseline - candidate, sign=True),
             ]
             for tokens, baseline, candidate in _at(means)
         ],

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvshift.pilot.durations import format_duration
 from kvshift.pilot.report.context import Context, decided_side
+from kvshift.pilot.report.details import command
 from kvshift.pilot.results import Estimate
 
 
 def verdict(context: Context) -> dict[str, Any]:
     """Kind (colour and icon), word, sentence, explanation and what to do next."""
     result = context.results.verdict
-    kind, word = result.decision, context.text(f"verdict.{result.decision}_word")
+    kind: str = result.decision
+    word = context.text(f"verdict.{result.decision}_word")
     reason = result.reason if f"reason.{result.reason}.head" in context.text else result.decision
     head, why = _filled(context, reason, "head"), _filled(context, reason, "why")
     next_step = _next_step(context)
@@ -28,6 +29,7 @@ def verdict(context: Context) -> dict[str, Any]:
         "undecided": not result.decided and not context.self_test,
         "head": head,
         "why": why,
+        "baseline_note": _baseline_note(context),
         "spans_zero": context.gain is not None and _spans_zero(context.gain),
         "next": next_step,
         "failed": failed(context),
@@ -41,9 +43,7 @@ def failed(context: Context) -> str | None:
         return None
     reasons = ", ".join(f"{context.status(status)}: {count}" for status, count in context.fallen.items())
     total = len(context.results.runs)
-    return context.text(
-        "verdict.failed", failed=sum(context.fallen.values()), total=total, reasons=reasons
-    )
+    return context.text("verdict.failed", failed=sum(context.fallen.values()), total=total, reasons=reasons)
 
 
 def _spans_zero(estimate: Estimate) -> bool:
@@ -71,11 +71,21 @@ def _next_step(context: Context) -> dict[str, str] | None:
     result = context.results.verdict
     if result.next_budget_seconds is None:
         return None
+    # Given seeds and lengths would spend nothing of a larger budget.
+    free = {"budget_seconds": result.next_budget_seconds, "seeds": None, "tokens": None}
+    bigger = context.results.settings.model_copy(update=free)
     key = "verdict.bigger_capped" if result.values.get("capped") else "verdict.bigger"
     return {
         "text": context.text(key, time=context.numbers.duration(result.next_budget_seconds)),
-        "command": f"kvshift pilot --budget {format_duration(result.next_budget_seconds)}",
+        "command": command(bigger),
     }
+
+
+def _baseline_note(context: Context) -> str | None:
+    """Where the baseline is itself a variant, what the page's "standard model" means."""
+    if context.self_test or context.results.arms[0].shift is None:
+        return None
+    return context.say("verdict.baseline_note")
 
 
 def key_numbers(context: Context) -> list[dict[str, Any]]:
@@ -85,7 +95,9 @@ def key_numbers(context: Context) -> list[dict[str, Any]]:
     cards = [_gain_card(context)]
     where = top.size if top else ""
     cards.append(
-        _saved_card(context, "data", top.data_saved if top else None, context.text("key.data_note", size=where))
+        _saved_card(
+            context, "data", top.data_saved if top else None, context.text("key.data_note", size=where)
+        )
     )
     cards.append(_saved_card(context, "time", top.time_saved if top else None, context.text("key.time_note")))
     if results.cost is not None:

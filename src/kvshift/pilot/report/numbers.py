@@ -82,17 +82,20 @@ class Numbers:
         if whole < 60:
             return self.text("number.seconds", s=whole)
         if whole < 3600:
-            return self.text("number.minutes", m=whole // 60, s=f"{whole % 60:02d}")
+            key = "number.minutes" if whole % 60 else "number.whole_minutes"
+            return self.text(key, m=whole // 60, s=f"{whole % 60:02d}")
         minutes = round(seconds / 60)
         if minutes < 48 * 60:
-            return self.text("number.hours", h=minutes // 60, m=f"{minutes % 60:02d}")
+            key = "number.hours" if minutes % 60 else "number.whole_hours"
+            return self.text(key, h=minutes // 60, m=f"{minutes % 60:02d}")
         hours = round(seconds / 3600)
         return self.text("number.days", d=hours // 24, h=hours % 24)
 
     def money(self, amount: float, currency: str) -> str:
         """An amount with its currency; small amounts keep two significant digits."""
         small = 0 < abs(amount) < 0.01
-        decimals = 0 if currency.upper() == "JPY" and not abs(amount) < 10 else 2
+        whole = abs(amount) >= 100 or (currency.upper() == "JPY" and abs(amount) >= 10)
+        decimals = 0 if whole else 2
         shown = self.plain(abs(amount), 1 - math.floor(math.log10(abs(amount))) if small else decimals)
         minus = MINUS if amount < 0 and float(shown.replace(",", "")) != 0 else ""
         code = currency.upper()

@@ -76,22 +76,22 @@ def savings(context: Context) -> list[dict[str, Any]]:
 
 def _add_bars(context: Context, rows: list[dict[str, Any]]) -> None:
     """One scale for all bars: from what may be lost to what may be saved."""
-    ends = [0.0, 0.25]
+    ends = [0.0]
     for row in rows:
         estimate = row["estimate"]
         if estimate is not None:
-            ends += [end for end in (estimate.low, estimate.value, estimate.high) if end is not None]
-    place = Scale(min(ends), max(ends), 1, 99)
+            ends += [end for end in (estimate.low, estimate.value) if end is not None]
+    place = Scale(max(-1.0, min(ends)), 1.0, 0.5, 99.5)
     for row in rows:
         estimate = row["estimate"]
         if estimate is None:
             continue
         row["bar"] = {
             "zero": place(0),
-            "start": min(place(0), place(estimate.value)),
-            "width": round(abs(place(estimate.value) - place(0)), 3),
-            "low": None if estimate.low is None else place(estimate.low),
-            "high": None if estimate.high is None else place(estimate.high),
+            "start": max(0.5, min(place(0), place(estimate.value))),
+            "width": round(min(99.0, abs(place(estimate.value) - place(0))), 3),
+            "low": None if estimate.low is None else max(0.5, place(estimate.low)),
+            "high": None if estimate.high is None else min(99.5, place(estimate.high)),
             "label": context.text(
                 "saves.bar_label", title=row["title"], value=row["value"], interval=row["interval"]
             ),
@@ -109,7 +109,9 @@ def _model_row(context: Context) -> dict[str, Any]:
     text = context.say(key, n=numbers.big(saved.matching_parameters or 0), **values)
     if saved.inference_compute is not None and saved.kv_cache is not None:
         compute, cache = numbers.change(saved.inference_compute), numbers.change(saved.kv_cache)
-        text += context.text("page.space") + context.text("saves.model_inference", compute=compute, cache=cache)
+        text += context.text("page.space") + context.text(
+            "saves.model_inference", compute=compute, cache=cache
+        )
     row = _row(context, "model", saved.parameters, text)
     if saved.bound == "at_least":
         row["value"] = context.text("number.at_least", x=row["value"])
@@ -155,7 +157,9 @@ def _row(context: Context, key: str, saved: Estimate, text: str) -> dict[str, An
     }
 
 
-def _missing(context: Context, key: str, why: str = "saves.not_measured_text", **values: Any) -> dict[str, Any]:
+def _missing(
+    context: Context, key: str, why: str = "saves.not_measured_text", **values: Any
+) -> dict[str, Any]:
     return {
         "title": context.text(f"saves.{key}"),
         "value": context.text("saves.not_measured"),
@@ -175,11 +179,15 @@ def by_size(context: Context) -> list[list[str]]:
     for size in context.results.by_size:
         cells = [size.size]
         for estimate in (size.data_saved, size.time_saved):
-            cells.append(_with_interval(numbers.percent(estimate.value), context.share_interval(estimate))
-                         if estimate else missing)
+            cells.append(
+                _with_interval(numbers.percent(estimate.value), context.share_interval(estimate))
+                if estimate
+                else missing
+            )
         speed = size.throughput_ratio
-        cells.append(_with_interval(numbers.faster(speed.value), context.speed_interval(speed))
-                     if speed else missing)
+        cells.append(
+            _with_interval(numbers.faster(speed.value), context.speed_interval(speed)) if speed else missing
+        )
         cells.append(numbers.change(1 - size.memory_ratio) if size.memory_ratio else missing)
         rows.append(cells)
     return rows
@@ -234,7 +242,9 @@ def effort(context: Context) -> dict[str, Any]:
         {
             "title": text("effort.speed"),
             "value": numbers.faster(speed.value) if speed else absent,
-            "note": text("effort.speed_note", size=top, interval=context.speed_interval(speed)) if speed else "",
+            "note": text("effort.speed_note", size=top, interval=context.speed_interval(speed))
+            if speed
+            else "",
         },
         {
             "title": text("effort.memory"),
@@ -247,7 +257,9 @@ def effort(context: Context) -> dict[str, Any]:
             "note": text("effort.state_note"),
         },
     ]
-    if speed:
+    if context.self_test:
+        answer, cards = text("effort.self_test"), []
+    elif speed:
         answer = text("effort.answer", speed=numbers.faster(speed.value), **values)
     else:
         answer = text("effort.answer_no_speed", **values)

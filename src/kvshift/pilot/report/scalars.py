@@ -15,7 +15,8 @@ PAPER = {"current_current": 50, "previous_current": 17, "current_previous": 9, "
 
 MOST_DOTS = 3000
 LEFT, WIDTH, TOP, BOTTOM = 2.0, 96.0, 8.0, 328.0  # percent and pixels
-CORNERS = {  # quadrant → its place in the picture: x to the right is the previous key, y upwards the previous value
+# Quadrant → its corner: to the right the previous key weighs more, upwards the previous value.
+CORNERS = {
     "current_previous": ("start", "top"),
     "previous_previous": ("end", "top"),
     "current_current": ("start", "bottom"),
@@ -26,8 +27,11 @@ CORNERS = {  # quadrant → its place in the picture: x to the right is the prev
 def picture(context: Context) -> dict[str, Any] | None:
     """Positions, shares and the paper's own counts; None where keys and values are not both there."""
     counts = {name: context.results.quadrants.get(name, 0) for name in PAPER}
-    heads = [head for head in context.results.taps if _difference(head.keys) is not None
-             and _difference(head.values) is not None]
+    heads = [
+        head
+        for head in context.results.taps
+        if _difference(head.keys) is not None and _difference(head.values) is not None
+    ]
     if not heads or not sum(counts.values()):
         return None
     shown = heads[:: max(1, -(-len(heads) // MOST_DOTS))]
@@ -88,10 +92,10 @@ def picture(context: Context) -> dict[str, Any] | None:
 
 
 def _difference(taps: list[float] | None) -> float | None:
-    """Weight of the previous token minus that of the current one."""
-    if taps is None or len(taps) < 2 or not all(math.isfinite(tap) for tap in taps[:2]):
+    """The largest weight on an earlier token minus that on the current one: with two taps, α2 − α1."""
+    if taps is None or len(taps) < 2 or not all(map(math.isfinite, taps)):
         return None
-    return taps[1] - taps[0]
+    return max(taps[1:]) - taps[0]
 
 
 def _quantile(values: list[float], share: float) -> float:

@@ -11,7 +11,14 @@ from kvshift.pilot.report.context import Context
 from kvshift.pilot.results import Results
 
 _STYLES = {"adopt": "green", "bigger_pilot": "yellow", "no_benefit": "blue", "harmful": "red"}
-_ICONS = {"adopt": "✔", "bigger_pilot": "…", "no_benefit": "–", "harmful": "✘", "missing": "?", "neutral": "="}
+_ICONS = {
+    "adopt": "✔",
+    "bigger_pilot": "…",
+    "no_benefit": "–",
+    "harmful": "✘",
+    "missing": "?",
+    "neutral": "=",
+}
 
 
 def print_summary(results: Results, console: Console, language: str | None = None) -> None:
@@ -31,9 +38,13 @@ def print_summary(results: Results, console: Console, language: str | None = Non
     console.print(Text(verdict["why"]))
     table = Table.grid(padding=(0, 2))
     for card in verdict["numbers"]:
-        table.add_row(Text(card["title"]), Text(card["value"], style="bold"), Text(card["interval"], style="dim"))
+        table.add_row(
+            Text(card["title"]), Text(card["value"], style="bold"), Text(card["interval"], style="dim")
+        )
     effort = questions.effort(context)["cards"][2]
-    table.add_row(Text(effort["title"]), Text(effort["value"], style="bold"), Text(effort["note"], style="dim"))
+    table.add_row(
+        Text(effort["title"]), Text(effort["value"], style="bold"), Text(effort["note"], style="dim")
+    )
     console.print()
     console.print(table)
     if verdict["next"]:

@@ -1,9 +1,10 @@
-"""The three files a pilot ends with: report.html for people, report.json for programs, runs.csv for tables."""
+"""The three files a pilot ends with: a page for people, JSON for programs, CSV for tables."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 
 from kvshift.pilot.report.files import write_text
@@ -27,11 +28,24 @@ def write_report(results: Results, folder: Path, language: str | None = None) ->
         OutputError: the folder cannot be written to, or the disk is full.
     """
     folder = Path(folder)
+    results = finite(results)
     page = render(results, language)
     write_text(folder / "report.json", results.model_dump_json(indent=2) + "\n")
     write_text(folder / "runs.csv", runs_csv(results))
     write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def finite(results: Results) -> Results:
+    """The results without the points where a diverged run's loss was no number: JSON has none for them."""
+    curves = []
+    for curve in results.curves:
+        columns = zip(curve.tokens, curve.nats_per_token, curve.bits_per_byte, strict=True)
+        kept = [point for point in columns if all(map(math.isfinite, point))]
+        tokens, nats, bits = (list(column) for column in zip(*kept, strict=True)) if kept else ([], [], [])
+        update = {"tokens": tokens, "nats_per_token": nats, "bits_per_byte": bits}
+        curves.append(curve.model_copy(update=update))
+    return results.model_copy(update={"curves": curves})
 
 
 def runs_csv(results: Results) -> str:
