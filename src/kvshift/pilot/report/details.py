@@ -188,7 +188,11 @@ def command(asked: PilotSettings) -> str:
     defaults = PilotSettings()
 
     def add(option: str, value: Any) -> None:
-        words.extend((option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)))
+        if isinstance(
+            value, tuple
+        ):  # one seed alone keeps its comma: without it, it would be a number of seeds
+            value = ",".join(map(str, value)) + ("," if option == "--seeds" and len(value) == 1 else "")
+        words.extend((option, str(value)))
 
     for field, option in OPTIONS.items():
         value = getattr(asked, field)

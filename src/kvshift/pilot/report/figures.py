@@ -47,6 +47,7 @@ def forest(context: Context) -> dict[str, Any]:
     decimals = tick_decimals(marks)
     return {
         "rows": rows,
+        "measured": any(gain is not None for _, _, gain, _ in entries),
         "zero": place(0),
         "height": len(rows) * ROW_HEIGHT + 26,
         "ticks": [(place(mark), numbers.plain(mark, decimals, sign=True)) for mark in marks],

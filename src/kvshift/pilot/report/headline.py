@@ -22,7 +22,8 @@ def verdict(context: Context) -> dict[str, Any]:
         head = context.text("verdict.aa_different" if decided_side(context.gain) else "verdict.aa_same")
         why = context.text("verdict.aa_explained")
     elif context.gain is None and result.decision == "bigger_pilot":
-        kind, word, head = "missing", context.text("verdict.missing_word"), context.text("verdict.missing")
+        kind, word, next_step = "missing", context.text("verdict.missing_word"), None
+        head = context.text("verdict.missing")
     return {
         "kind": kind,
         "word": word,
@@ -43,7 +44,9 @@ def failed(context: Context) -> str | None:
         return None
     reasons = ", ".join(f"{context.status(status)}: {count}" for status, count in context.fallen.items())
     total = len(context.results.runs)
-    return context.text("verdict.failed", failed=sum(context.fallen.values()), total=total, reasons=reasons)
+    count = sum(context.fallen.values())
+    key = "verdict.failed" if count < total else "verdict.failed_all"
+    return context.text(key, failed=count, total=total, reasons=reasons)
 
 
 def _spans_zero(estimate: Estimate) -> bool:
