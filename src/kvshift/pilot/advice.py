@@ -1,0 +1,124 @@
+"""What a plan says to people: why the text or the budget is too small, and what to be wary of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvshift.errors import BudgetError, DataError, RunsFailedError
+from kvshift.pilot import fit
+from kvshift.pilot.durations import format_duration
+from kvshift.pilot.settings import Arm, PilotSettings, Size
+
+if TYPE_CHECKING:
+    from kvshift.tasks.text import TextData
+
+LEAST_VALIDATION_WINDOWS = 2
+
+
+def check_text(settings: PilotSettings, data: TextData, length: int, smallest_batch: int) -> None:
+    """Refuses a text on which no pilot could mean anything, before time goes into measuring.
+
+    `length` is that of a window in tokens, `smallest_batch` the fewest windows a plan would take.
+
+    Raises:
+        DataError: says how much text is needed.
+    """
+    batch = settings.batch_size or smallest_batch
+    if settings.tokens is not None:
+        needed = batch * length
+        why = f"a batch of {batch} windows of {length:,} tokens"
+    else:
+        needed = math.ceil(fit.LEAST_STEPS * batch * length / fit.MOST_EPOCHS)
+        why = (
+            f"{fit.LEAST_STEPS} steps of {batch * length:,} tokens, no text seen more than "
+            f"{fit.MOST_EPOCHS:.0f} times"
+        )
+    have = len(data.train)
+    if have < needed:
+        bytes_ = int(data.summary().get("train_bytes") or 0)
+        size = f", about {_bytes(bytes_ * needed / have)} of training text" if bytes_ and have else ""
+        raise DataError(
+            f"The text is too small for a pilot: {have:,} training tokens, but the least plan needs "
+            f"{needed:,} ({why}){size}. Add text, or lower --sequence-length or --batch-size."
+        )
+    least = LEAST_VALIDATION_WINDOWS * length
+    if len(data.validation) < least:
+        raise DataError(
+            f"Too little text is left for validation: {len(data.validation):,} tokens, but the plan needs "
+            f"{least:,} ({LEAST_VALIDATION_WINDOWS} windows of {length:,}). Add text."
+        )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def too_small(
+    settings: PilotSettings,
+    machine: fit.Machine,
+    groups: Sequence[Sequence[Size]],
+    arms: Sequence[Arm],
+    limits: fit.Limits,
+) -> BudgetError | RunsFailedError:
+    """The error that names the least budget, or why nothing can be trained at all.
+
+    `limits.seconds` is what was left of the budget for runs.
+    """
+    seconds, sizes = fit.least_seconds(machine, groups, arms, limits)
+    if not sizes:
+        name, reason = next(iter(machine.failures.items()))
+        return RunsFailedError(f"Size {name} cannot be trained on this machine: {reason}.")
+    used = settings.budget_seconds * (1 - fit.RESERVE) - limits.seconds
+    least = 1.1 * (seconds + used) / (1 - fit.RESERVE)
+    least = math.ceil(least / 10) * 10 if least < 600 else math.ceil(least / 60) * 60
+    seeds = len(limits.seeds or (0, 1, 2))
+    steps = fit.LEAST_STEPS if limits.tokens is None else -(-limits.tokens // machine.step_tokens)
+    names = " and ".join(size.name for size in sizes)
+    fewer = "fewer --seeds" if settings.model is None else "fewer --seeds, or --sizes instead of --model"
+    return BudgetError(
+        f"A budget of {format_duration(settings.budget_seconds)} is too small: on this machine the least "
+        f"pilot ({names}, {seeds} seeds, {steps:,} steps a run) needs about {format_duration(least)}. "
+        f"Give --budget {format_duration(least)} or more, or {fewer}."
+    )
+
+
+def warnings_of(
+    settings: PilotSettings, train_tokens: int, machine: fit.Machine, choice: fit.Choice, expected: float
+) -> list[str]:
+    """What a reader of the results must know, in plain words; `expected` is the runs' time in seconds."""
+    warnings = []
+    seeds, sizes, tokens = len(choice.seeds), choice.sizes, choice.length.tokens
+    if seeds == 1:
+        warnings.append("One seed only: no interval can be computed, so nothing can be decided.")
+    elif seeds == 2:
+        warnings.append("Two seeds only: intervals will be very wide.")
+    if len(sizes) < 3:
+        counted = "One size" if len(sizes) == 1 else "Two sizes"
+        warnings.append(f"{counted} only: how the gain moves with size cannot be fitted.")
+    epochs = tokens / max(1, train_tokens)
+    if epochs > fit.MOST_EPOCHS:
+        warnings.append(f"Every text is seen {epochs:.1f} times; results on fresh text may differ.")
+    if choice.limited_by_text and expected < 0.7 * settings.budget_seconds:
+        warnings.append(
+            f"The text is used up after {fit.MOST_EPOCHS:.0f} passes: the plan takes about "
+            f"{format_duration(expected)} of {format_duration(settings.budget_seconds)}. "
+            "More text would allow larger models."
+        )
+    per_parameter = tokens / sizes[-1].non_embedding_parameters
+    if per_parameter < fit.TOKENS_PER_PARAMETER:
+        warnings.append(
+            f"The largest model sees {per_parameter:.2g} tokens a parameter: it stays far from trained, "
+            "where gains differ from those of a full training. A larger budget helps."
+        )
+    steps = -(-tokens // machine.step_tokens)
+    if steps < fit.LEAST_STEPS:
+        warnings.append(f"Only {steps} optimizer steps a run: too few for the results to mean much.")
+    for name, reason in machine.failures.items():
+        warnings.append(f"Size {name} was left out, it cannot be trained on this machine: {reason}")
+    return warnings

@@ -1,0 +1,351 @@
+"""From a request to a plan: which models are trained on how much text, in which order, and how long it takes.
+
+The machine's speed is measured first; `fit.py` holds the written rule that then picks sizes and length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvshift.errors import UsageError
+from kvshift.pilot import fit
+from kvshift.pilot.advice import check_text, too_small, warnings_of
+from kvshift.pilot.ladder import LADDER, rung, user_ladder
+from kvshift.pilot.settings import Arm, PilotSettings, Plan, PlannedRun, Size
+from kvshift.shift import KVShiftConfig
+from kvshift.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kvshift.tasks.text import TextData
+
+AGAIN_SEED_OFFSET = 1_000_003
+ARMS: dict[str, dict[str, Any] | None] = {
+    "vanilla": None,
+    "vanilla-again": None,  # the same model on other seeds: what chance alone does
+    "kvshift": {},
+    "paper": {"init": "paper", "lr_multiplier": 1.0},
+    "keys-only": {"shift_values": False},
+    "values-only": {"shift_keys": False},
+    "qkv": {"shift_queries": True},
+    "gate": {"constraint": "gate", "init": "paper"},
+    "clamp": {"constraint": "clamp"},
+    "window3": {"window": 3},
+    "window4": {"window": 4},
+    "per-channel": {"per_channel": True},
+}
+"""Names of arms, each with what it changes of the default `KVShiftConfig`; None trains the vanilla model."""
+
+CPU_SEQUENCE_LENGTH, GPU_SEQUENCE_LENGTH = 256, 1024
+CPU_BATCH = 8  # windows
+GPU_BATCHES = (64, 32, 16, 8, 4)  # windows; the largest that leaves ENOUGH_STEPS is taken
+ENOUGH_STEPS = 600
+_CALIBRATION_SHARE = 0.03  # of the budget
+_CALIBRATION_SECONDS = (4.0, 15.0)  # least and most
+_COMPILE_SECONDS = 60.0  # of each size and arm, the first time
+_COMPILE_AGAIN_SECONDS = 15.0  # later, from the cache
+_COMPILE_GAIN = 0.25  # of the training time, at least, on the GPUs it was measured on
+_MICRO_BATCH_BYTES = 16e9  # logits, their gradient and the activations together
+_MICRO_BATCH_SHARE = 0.35  # of the GPU's memory, if that is less
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """The machine that runs go to."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str  # for people
+    count: int = 1
+    memory_bytes: int | None = None  # of one GPU
+
+
+Measure = Callable[[Recipe, float], fit.MeasuredSpeed]
+Derive = Callable[[Path, int, int], Sequence[Size]]
+
+
+def make_plan(
+    settings: PilotSettings,
+    data: TextData,
+    *,
+    measure: Measure,
+    device_info: DeviceInfo,
+    spent_seconds: float = 0.0,
+    derive: Derive = user_ladder,
+) -> Plan:
+    """The pilot that fits the budget on this machine.
+
+    `measure` trains a recipe for some seconds and tells its speed; `spent_seconds` of the budget are gone.
+
+    Raises:
+        UsageError: settings contradict each other.
+        DataError: the text is too small; says how much is needed.
+        BudgetError: the budget is too small; says the least that works.
+        RunsFailedError: no size of the least pilot can be trained on this machine.
+        UnsupportedModelError: `settings.model` cannot be converted.
+    """
+    arms = arms_of(settings)
+    device = _device(settings, device_info)
+    length = settings.sequence_length or (
+        CPU_SEQUENCE_LENGTH if device.kind == "cpu" else GPU_SEQUENCE_LENGTH
+    )
+    check_text(settings, data, length, CPU_BATCH if device.kind == "cpu" else _gpu_batches(length)[-1])
+    groups = _groups(settings, data, length, derive)
+    batch = settings.batch_size or (
+        CPU_BATCH if device.kind == "cpu" else _first_batch(settings, data, length)
+    )
+    shape = _Shape(settings, data, device, length, batch, compile=bool(settings.compile))
+    limits = fit.Limits(
+        seconds=0.0,
+        devices=device.count,
+        seeds=settings.seeds,
+        tokens=settings.tokens,
+        train_tokens=len(data.train),
+        validation_tokens=len(data.validation),
+        top_is_given=settings.sizes is not None or settings.model is not None,
+    )
+    clock = _Spent(spent_seconds, settings.budget_seconds)
+
+    machine = _machine(shape, measure, settings.budget_seconds)
+    choice = fit.choose_measured(machine, groups, arms, clock.limits(limits, machine))
+    if settings.batch_size is None and device.kind == "cuda" and choice is not None:
+        better = batch_for(choice.length.tokens, length)
+        if better != shape.batch:
+            shape = dataclasses.replace(shape, batch=better)
+            spent = clock.measuring + machine.seconds_used
+            machine = _machine(shape, measure, settings.budget_seconds)
+            clock = dataclasses.replace(clock, measuring=spent)
+            choice = fit.choose_measured(machine, groups, arms, clock.limits(limits, machine))
+    if choice is None:
+        raise too_small(settings, machine, groups, arms, clock.limits(limits, machine))
+    if settings.compile is None and device.kind == "cuda" and _worth_compiling(machine, choice, arms):
+        shape = dataclasses.replace(shape, compile=True)
+    return _plan(shape, machine, choice, arms)
+
+
+def arms_of(settings: PilotSettings) -> tuple[Arm, Arm]:
+    """The two arms of a pilot, the baseline first, with the asked start and multiplier.
+
+    Raises:
+        UsageError: an unknown name, or the same arm twice.
+    """
+    first, second = (_arm(name, settings) for name in settings.arms)
+    if first.name == second.name:
+        raise UsageError(
+            f"--arms {first.name},{second.name} compares an arm with itself; "
+            "for that use vanilla,vanilla-again, which differ in their seeds."
+        )
+    return first, second
+
+
+def _arm(name: str, settings: PilotSettings) -> Arm:
+    if name not in ARMS:
+        raise UsageError(f"{name!r} is not an arm; known are {', '.join(ARMS)}.")
+    changes = ARMS[name]
+    if changes is None:
+        return Arm(name=name, shift=None, seed_offset=AGAIN_SEED_OFFSET if name == "vanilla-again" else 0)
+    changes = dict(changes)
+    if settings.start is not None and name != "paper":
+        changes["init"] = settings.start
+    if settings.multiplier is not None and name != "paper":
+        changes["lr_multiplier"] = settings.multiplier
+    return Arm(name=name, shift=KVShiftConfig(**changes).to_dict())
+
+
+def learning_rate(hidden: int) -> float:
+    """Peak learning rate by width: 3e-3 up to 128, then falling, 1e-3 at 512."""
+    return 3e-3 * min(1.0, (128 / hidden) ** 0.75)
+
+
+def batch_for(tokens: int, sequence_length: int) -> int:
+    """Windows in a GPU batch: up to 65,536 tokens, fewer where that would leave too few steps."""
+    batches = _gpu_batches(sequence_length)
+    return next((b for b in batches if tokens / (b * sequence_length) >= ENOUGH_STEPS), batches[-1])
+
+
+def _gpu_batches(sequence_length: int) -> list[int]:
+    """`GPU_BATCHES` at another length: as many tokens, in windows."""
+    return [max(1, round(batch * GPU_SEQUENCE_LENGTH / sequence_length)) for batch in GPU_BATCHES]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What all runs of a plan share."""
+
+    settings: PilotSettings
+    data: TextData
+    device: DeviceInfo
+    sequence_length: int
+    batch: int
+    compile: bool
+
+    @property
+    def step_tokens(self) -> int:
+        return self.batch * self.sequence_length
+
+    def recipe(self, size: Size, arm: Arm, seed: int, length: fit.Length, seconds: float = 60.0) -> Recipe:
+        return Recipe(
+            data=self.data.folder,
+            model=size.model,
+            shift=arm.shift,
+            seed=(seed + arm.seed_offset) % 2**31,
+            tokens=length.tokens,
+            sequence_length=self.sequence_length,
+            batch_size=self.batch,
+            micro_batch_size=None if self.device.kind == "cpu" else self._micro_batch(size),
+            learning_rate=self.settings.learning_rate or learning_rate(size.hidden),
+            evaluations=length.evaluations,
+            evaluation_tokens=length.evaluation_tokens,
+            checkpoint_seconds=min(600.0, max(30.0, seconds / 10)),
+            device=self.device.kind,
+            compile=self.compile,
+        )
+
+    def _micro_batch(self, size: Size) -> int | None:
+        """Windows on the GPU at once: a divisor of the batch that keeps memory bounded."""
+        logits = 2 * 4 * int(size.model["vocab_size"])  # float32, and their gradient
+        activations = 70 * size.layers * size.hidden  # a bfloat16 layer without recomputation
+        room = min(_MICRO_BATCH_BYTES, _MICRO_BATCH_SHARE * (self.device.memory_bytes or math.inf))
+        windows = max(1, int(room / ((logits + activations) * self.sequence_length)))
+        return None if windows >= self.batch else max(d for d in range(1, windows + 1) if self.batch % d == 0)
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """What of the budget is gone."""
+
+    before: float
+    budget: float
+    measuring: float = 0.0  # on machines measured and left behind
+
+    def limits(self, limits: fit.Limits, machine: fit.Machine) -> fit.Limits:
+        used = self.before + self.measuring + max(machine.seconds_used, machine.seconds_allowed)
+        return dataclasses.replace(limits, seconds=self.budget * (1 - fit.RESERVE) - used)
+
+
+def _device(settings: PilotSettings, found: DeviceInfo) -> DeviceInfo:
+    if settings.device == "cuda" and found.kind != "cuda":
+        raise UsageError("--device cuda: PyTorch finds no usable GPU on this machine. Use --device cpu.")
+    return found
+
+
+def _first_batch(settings: PilotSettings, data: TextData, length: int) -> int:
+    most = settings.tokens or fit.MOST_EPOCHS * len(data.train)
+    return min(batch_for(int(most), length), _gpu_batches(length)[1])
+
+
+def _groups(settings: PilotSettings, data: TextData, length: int, derive: Derive) -> list[list[Size]]:
+    """Ladders to choose from, largest first; the last is the least pilot."""
+    if settings.sizes is not None and settings.model is not None:
+        raise UsageError(
+            "--sizes and --model contradict each other: the model is the ladder's top. Drop one."
+        )
+    if settings.model is not None:
+        sizes = list(derive(settings.model, data.vocab_size, length))
+        return [sizes, sizes[-2:]] if len(sizes) > 2 else [sizes]
+    if settings.sizes is not None:
+        sizes = [rung(name, data.vocab_size, length) for name in settings.sizes]
+        if len({size.name for size in sizes}) < len(sizes):
+            raise UsageError(f"--sizes {','.join(settings.sizes)} names a size twice.")
+        return [sorted(sizes, key=lambda size: size.parameters)]
+    ladder = [rung(name, data.vocab_size, length) for name in LADDER]
+    threes = [ladder[i : i + 3] for i in range(len(ladder) - 2)]
+    return [*reversed(threes), ladder[:2]]
+
+
+def _machine(shape: _Shape, measure: Measure, budget: float) -> fit.Machine:
+    least, most = _CALIBRATION_SECONDS
+    allowed = min(most, max(least, _CALIBRATION_SHARE * budget))
+    evaluated = min(len(shape.data.validation), 8 * shape.sequence_length)
+
+    def measure_size(size: Size, arm: Arm, seconds: float) -> tuple[fit.MeasuredSpeed, int]:
+        length = fit.Length(tokens=1000 * shape.step_tokens, evaluations=1, evaluation_tokens=evaluated)
+        return measure(shape.recipe(size, arm, 0, length), seconds), evaluated
+
+    return fit.Machine(
+        kind=shape.device.kind,
+        sequence_length=shape.sequence_length,
+        step_tokens=shape.step_tokens,
+        measure=measure_size,
+        seconds_each=allowed / 10,
+        seconds_allowed=allowed,
+    )
+
+
+def _worth_compiling(machine: fit.Machine, choice: fit.Choice, arms: Sequence[Arm]) -> bool:
+    """Whether compiled runs save more time than compiling takes; judged by the whole pilot."""
+    trained = sum(
+        choice.length.tokens * machine.pace(size, arm).token * len(choice.seeds)
+        for size in choice.sizes
+        for arm in arms
+    )
+    models = len(choice.sizes) * len(arms)
+    compiling = models * (_COMPILE_SECONDS + _COMPILE_AGAIN_SECONDS * (len(choice.seeds) - 1))
+    return trained * _COMPILE_GAIN > 1.5 * compiling
+
+
+def _plan(shape: _Shape, machine: fit.Machine, choice: fit.Choice, arms: tuple[Arm, Arm]) -> Plan:
+    settings = shape.settings
+    runs: list[PlannedRun] = []
+    for seed in choice.seeds:  # one seed after the other: an interrupted pilot has whole pairs of every size
+        for size in choice.sizes:
+            runs += [_run(shape, machine, choice.length, size, arm, seed) for arm in arms]
+        runs.append(
+            _run(shape, machine, _shortened(choice.length, shape), choice.sizes[0], arms[1], seed, check=True)
+        )
+    expected = fit.total_seconds([run.expected_seconds for run in runs], shape.device.count)
+    sizes = tuple(
+        size.model_copy(
+            update={
+                "tokens_per_second": {arm.name: machine.pace(size, arm).tokens_per_second for arm in arms}
+            }
+        )
+        for size in choice.sizes
+    )
+    return Plan(
+        settings=settings,
+        data=shape.data.folder,
+        device=shape.device.name,
+        devices=shape.device.count,
+        arms=arms,
+        sizes=sizes,
+        seeds=choice.seeds,
+        tokens=choice.length.tokens,
+        check_share=fit.CHECK_SHARE,
+        runs=tuple(runs),
+        expected_seconds=expected,
+        warnings=tuple(warnings_of(settings, len(shape.data.train), machine, choice, expected)),
+    )
+
+
+def _shortened(length: fit.Length, shape: _Shape) -> fit.Length:
+    steps = max(1, round(length.tokens * fit.CHECK_SHARE / shape.step_tokens))
+    return dataclasses.replace(
+        length, tokens=steps * shape.step_tokens, evaluations=min(length.evaluations, steps)
+    )
+
+
+def _run(
+    shape: _Shape,
+    machine: fit.Machine,
+    length: fit.Length,
+    size: Size,
+    arm: Arm,
+    seed: int,
+    check: bool = False,
+) -> PlannedRun:
+    seconds = fit.run_seconds(machine.pace(size, arm), length)
+    if shape.compile and not shape.settings.compile:  # measured uncompiled
+        seconds += _COMPILE_AGAIN_SECONDS
+    return PlannedRun(
+        name=f"{size.name}-{arm.name}-seed{seed}" + ("-check" if check else ""),
+        role="check" if check else "main",
+        arm=arm.name,
+        size=size.name,
+        seed=seed,
+        recipe=shape.recipe(size, arm, seed, length, seconds),
+        expected_seconds=seconds,
+    )
