@@ -178,6 +178,25 @@ def test_only_the_baseline_diverges(make_pilot_from_gains):
     assert results.overall_gain.n == 6  # two seeds at three sizes
 
 
+def test_a_pair_that_diverged_in_both_arms_is_held_against_neither(make_pilot_from_gains):
+    pilot = make_pilot_from_gains(GAINS)
+    for arm in ("vanilla", "kvshift"):
+        pilot.change(f"small-{arm}-seed0", status="diverged")
+    values = pilot.results().verdict.values
+    assert (values["baseline_diverged"], values["candidate_diverged"], values["pairs"]) == (0, 0, 8)
+
+
+def test_runs_side_by_side_share_the_machine(make_pilot_from_gains):
+    """Two devices: a run occupies half of the machine, for the cost and for the next budget."""
+    pilot = make_pilot_from_gains({"small": [0.9, -0.9, 0.0], "large": [0.9, -0.9, 0.1]}, price_per_hour=36.0)
+    alone = pilot.results(seconds=1260.0)
+    pilot.plan = pilot.plan.model_copy(update={"devices": 2})
+    shared = pilot.results(seconds=630.0)
+    assert shared.cost.baseline_run == alone.cost.baseline_run / 2
+    assert alone.verdict.next_budget_seconds == 105 * 4 * 32  # 12 runs of 105 s: 4 a seed, 32 seeds at most
+    assert shared.verdict.next_budget_seconds == 105 * 2 * 32
+
+
 def test_a_finished_run_whose_loss_is_not_a_number_has_diverged(make_pilot_from_gains):
     pilot = make_pilot_from_gains(GAINS)
     pilot.change("small-kvshift-seed0", evaluations=[EvaluationPoint(1, 10, math.inf, math.inf, 1.0)])

@@ -42,6 +42,8 @@ NOISE = [[0.1, -0.12, 0.02], [-0.05, 0.08, 0.03], [0.06, -0.07, 0.01]]
 TINY = [[0.001, -0.002, 0.001], [0.0, 0.001, -0.001], [0.002, -0.001, 0.0]]
 FADES = [[0.50, 0.52, 0.51], [0.30, 0.31, 0.29], [0.01, -0.02, 0.09]]
 SMALL = [[0.0110, 0.0112, 0.0111], [0.011, 0.0111, 0.0112], [0.009, 0.012, 0.015]]
+# Overall, a gain of the margin is excluded; at the largest size it is not.
+WIDE_TOP = [[-0.041, 0.039, 0.001], [0.001, 0.0, -0.001], [0.041, -0.039, 0.0]]
 MIXED = [[-0.20, -0.21, -0.19], [-0.3, -0.3, -0.3], [0.9, 0.92, 0.91]]
 
 
@@ -64,6 +66,8 @@ MIXED = [[-0.20, -0.21, -0.19], [-0.3, -0.3, -0.3], [0.9, 0.92, 0.91]]
         (FADES, {}, "bigger_pilot", False, Reason.LARGEST_UNCLEAR),
         (SMALL, {}, "bigger_pilot", False, Reason.GAIN_SMALL),
         (MIXED, {}, "bigger_pilot", False, Reason.PAIRS_DISAGREE),
+        (-np.array(SMALL), {}, "no_benefit", True, Reason.NULL_PRECISE),  # harm below the margin
+        (WIDE_TOP, {}, "bigger_pilot", False, Reason.UNDECIDED),
         (np.zeros((3, 3)), {}, "no_benefit", False, Reason.NULL_PRECISE),
         (np.full((3, 3), 0.005), {}, "no_benefit", True, Reason.NULL_PRECISE),
     ],
@@ -166,6 +170,16 @@ def test_the_next_budget_pays_for_the_seeds_it_names():
     assert 3 < seeds <= MOST_SEEDS
     least = EFFORT.fixed_seconds + seeds * EFFORT.seconds_per_seed
     assert least <= verdict.next_budget_seconds < least + 60
+
+
+def test_a_large_estimate_needs_no_more_than_its_own_size():
+    """Seeds enough to tell 0.15 from zero are asked for, not those that would find the margin of 0.012."""
+    table = [[0.3, 0.02, 0.13]]
+    verdict = judge(table)
+    estimate = mean_interval(table[0])
+    assert verdict.reason == Reason.UNDECIDED
+    assert verdict.values["seeds_needed"] == seeds_needed(estimate, 3, estimate.value / 1.25)
+    assert verdict.values["seeds_needed"] < seeds_needed(estimate, 3, MARGIN * LOSS)
 
 
 def test_hopeless_noise_is_capped():
