@@ -189,12 +189,13 @@ def test_a_pair_that_diverged_in_both_arms_is_held_against_neither(make_pilot_fr
 def test_runs_side_by_side_share_the_machine(make_pilot_from_gains):
     """Two devices: a run occupies half of the machine, for the cost and for the next budget."""
     pilot = make_pilot_from_gains({"small": [0.9, -0.9, 0.0], "large": [0.9, -0.9, 0.1]}, price_per_hour=36.0)
-    alone = pilot.results(seconds=1260.0)
+    alone = pilot.results(seconds=300 + 1260.0)
     pilot.plan = pilot.plan.model_copy(update={"devices": 2})
-    shared = pilot.results(seconds=630.0)
+    shared = pilot.results(seconds=300 + 630.0)
     assert shared.cost.baseline_run == alone.cost.baseline_run / 2
-    assert alone.verdict.next_budget_seconds == 105 * 4 * 32  # 12 runs of 105 s: 4 a seed, 32 seeds at most
-    assert shared.verdict.next_budget_seconds == 105 * 2 * 32
+    # 300 s beside the 12 runs of 105 s; 4 of them a seed, 32 seeds at most.
+    assert alone.verdict.next_budget_seconds == 300 + 105 * 4 * 32
+    assert shared.verdict.next_budget_seconds == 300 + 105 * 2 * 32
 
 
 def test_a_finished_run_whose_loss_is_not_a_number_has_diverged(make_pilot_from_gains):
