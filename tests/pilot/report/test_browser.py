@@ -214,7 +214,7 @@ def test_print_shows_everything_and_cuts_nothing(browser, page, language, tmp_pa
     assert browser.run("document.querySelectorAll('details[open]').length") == 0
     if shutil.which("pdftotext"):
         text = subprocess.run(
-            ["pdftotext", str(file), "-"], capture_output=True, text=True, check=True
+            ["pdftotext", "-raw", str(file), "-"], capture_output=True, text=True, check=True
         ).stdout
         last = json.loads(Path(page("adopt_cost", language)).with_name("report.json").read_text())["runs"][-1]
         assert last["name"] in re.sub(r"\s", "", text)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvshift.pilot.report import headline, questions
+from kvshift.pilot.report import headline
 from kvshift.pilot.report.context import Context
 from kvshift.pilot.results import Results
 
@@ -41,10 +41,12 @@ def print_summary(results: Results, console: Console, language: str | None = Non
         table.add_row(
             Text(card["title"]), Text(card["value"], style="bold"), Text(card["interval"], style="dim")
         )
-    effort = questions.effort(context)["cards"][2]
-    table.add_row(
-        Text(effort["title"]), Text(effort["value"], style="bold"), Text(effort["note"], style="dim")
-    )
+    speed = results.added.throughput_ratio
+    if speed is not None and not context.self_test:
+        shown = Text(context.numbers.faster(speed.value), style="bold")
+        table.add_row(
+            Text(context.text("effort.speed")), shown, Text(context.speed_interval(speed), style="dim")
+        )
     console.print()
     console.print(table)
     if verdict["next"]:

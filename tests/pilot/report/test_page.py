@@ -1,0 +1,156 @@
+"""What the page says, for every kind of outcome."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import pytest
+from rich.console import Console
+
+from kvshift.pilot.report import headline, print_summary, questions, scalars
+from kvshift.pilot.report.context import Context
+from kvshift.pilot.report.details import command, trust
+from kvshift.pilot.report.render import render
+from kvshift.pilot.results import Estimate
+from kvshift.pilot.settings import PilotSettings
+
+
+def said(results, language: str = "en") -> str:
+    """The page's words, without markup, style and script."""
+    page = re.sub(r"<(style|script)\b.*?</\1>", "", render(results, language), flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def test_every_kind_renders_in_both_languages_without_leftovers(samples) -> None:
+    for kind in samples.KINDS:
+        for language in ("en", "ja"):
+            words = said(samples.results(kind), language)
+            assert not re.search(r"\{\w*\}|None(?! of the)|nan|Undefined|\binf\b", words), (kind, language)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "answer"),
+    [
+        ("adopt", "Adopt", "Yes. After the same training data"),
+        ("bigger_pilot", "Run a bigger pilot", "Undecided. The measured difference"),
+        ("no_benefit", "No benefit seen", "Undecided. The measured difference"),
+        ("harmful", "Harmful", "No, it is worse."),
+        ("missing", "No comparison", "This cannot be said"),
+        ("self_test", "Self-test", "Undecided."),
+        ("one_pair", "Run a bigger pilot", "there is no interval"),
+    ],
+)
+def test_the_verdict_and_the_first_answer(samples, kind: str, word: str, answer: str) -> None:
+    context = Context.of(samples.results(kind), "en")
+    verdict = headline.verdict(context)
+    assert verdict["word"] == word
+    assert answer in questions.better(context)
+    assert f"Verdict: {word}" in said(context.results).replace(" : ", ": ").replace("  ", " ")
+
+
+def test_undecided_is_said_wherever_an_interval_spans_zero(samples) -> None:
+    context = Context.of(samples.results("bigger_pilot"), "en")
+    verdict = headline.verdict(context)
+    assert verdict["undecided"]
+    assert verdict["spans_zero"]
+    assert all(card["undecided"] for card in verdict["numbers"] if not card["missing"])
+    assert "Undecided" in questions.saves(context)
+    assert "判断できず" in said(context.results, "ja")
+    clear = headline.verdict(Context.of(samples.results("adopt"), "en"))
+    assert not clear["undecided"]
+    assert not any(card["undecided"] for card in clear["numbers"])
+
+
+def test_the_fourth_key_number_is_money_only_with_a_price(samples) -> None:
+    with_price = headline.verdict(Context.of(samples.results("adopt_cost"), "en"))["numbers"]
+    without = headline.verdict(Context.of(samples.results("adopt"), "en"))["numbers"]
+    assert with_price[3]["value"] == "$374"
+    assert without[3]["title"] == "Model size saved"
+
+
+def test_a_gain_is_told_as_probability(samples) -> None:
+    results = samples.results("adopt").model_copy(
+        update={"overall_gain": Estimate(value=0.1, low=0.05, high=0.15)}
+    )
+    assert "11% more probability" in questions.better(Context.of(results, "en"))  # e^0.1 = 1.105
+
+
+def test_diverged_runs_are_counted_and_named(samples) -> None:
+    words = said(samples.results("diverged"))
+    assert "2 of 18 training runs did not end well (diverged: 2)" in words
+    assert "The loss became NaN at step 211." in words
+    assert "None of the 18" in said(samples.results("missing"))
+
+
+def test_the_threats_are_those_that_apply(samples) -> None:
+    results = samples.results("adopt")
+    here = " ".join(trust(Context.of(results, "en")))
+    assert "Timing on a processor" in here
+    assert "3 starting points" in here
+    assert "Repeated text" not in here
+    assert "One size only" not in here
+    changed = results.model_copy(
+        update={
+            "device": "NVIDIA H100",
+            "seeds": list(range(5)),
+            "data": {"train_tokens": results.tokens // 3},
+        }
+    )
+    there = " ".join(trust(Context.of(changed, "en")))
+    assert "one kind of machine" in there
+    assert "starting points" not in there
+    assert "3.0 times" in there
+    assert "One size only" in " ".join(trust(Context.of(samples.results("one_size"), "en")))
+
+
+def test_quadrants_stand_beside_the_papers(samples) -> None:
+    results = samples.results("adopt")
+    drawn = scalars.picture(Context.of(results, "en"))
+    assert [row[3] for row in drawn["table"]["rows"]] == ["50", "17", "9", "52"]
+    assert sum(int(row[1]) for row in drawn["table"]["rows"]) == len(results.taps)
+    # Every dot lies in the quadrant that counts it: the induction quadrant is right of and below the middle.
+    right_below = [p for p in drawn["hover"] if p["x"] > drawn["middle"][0] and p["y"] >= drawn["middle"][1]]
+    assert len(right_below) == results.quadrants["previous_current"]
+    assert scalars.picture(Context.of(samples.results("values_only"), "en")) is None
+
+
+def test_the_command_brings_back_the_settings() -> None:
+    asked = PilotSettings(
+        sources=("my texts",), budget_seconds=5400, seeds=(7,), price_per_hour=2.5, language="ja"
+    )
+    assert command(asked) == "kvshift pilot 'my texts' --budget 1h30m --seeds 7, --price 2.5 --lang ja"
+
+
+def test_the_next_command_keeps_the_text_and_frees_what_the_budget_should_buy(samples) -> None:
+    results = samples.results("bigger_pilot")
+    asked = results.settings.model_copy(update={"sources": ("texts",), "tokens": 1000})
+    verdict = headline.verdict(Context.of(results.model_copy(update={"settings": asked}), "en"))
+    assert verdict["next"]["command"] == "kvshift pilot texts --budget 41m"
+
+
+def test_a_reason_from_a_later_version_still_reads(samples) -> None:
+    results = samples.results("adopt")
+    strange = results.verdict.model_copy(update={"reason": "not_known_yet", "values": {}})
+    verdict = headline.verdict(Context.of(results.model_copy(update={"verdict": strange}), "en"))
+    assert verdict["head"].startswith("Adopt KV shift")
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_terminal_says_the_same(samples, language: str) -> None:
+    for kind in samples.KINDS:
+        results = samples.results(kind)
+        console = Console(record=True, width=90, file=open("/dev/null", "w"))  # noqa: SIM115
+        print_summary(results, console, language)
+        text = re.sub(r"\s", "", console.export_text())
+        verdict = headline.verdict(Context.of(results, language))
+        assert re.sub(r"\s", "", verdict["head"]) in text, kind
+        assert all(re.sub(r"\s", "", card["value"]) in text for card in verdict["numbers"])
+
+
+def test_the_terminal_takes_user_text_literally(samples) -> None:
+    results = samples.results("bigger_pilot")
+    asked = results.settings.model_copy(update={"sources": ("[red]x[/]",)})
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_summary(results.model_copy(update={"settings": asked}), console, "en")
+    assert "[red]x[/]" in console.export_text()
