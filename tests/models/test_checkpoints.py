@@ -59,6 +59,17 @@ def test_bfloat16_round_trip_keeps_float32_taps(family, vanilla, tokens, tmp_pat
     )
 
 
+@torch.no_grad()
+def test_float64_round_trip_is_exact(family, shifted, tmp_path) -> None:
+    model = shifted(family, kvshift.KVShiftConfig(init="paper"), dtype=torch.float64)
+    for taps in shift_modules(model):
+        taps.k_weight.add_(1e-12)  # lost in float32
+    model.save_pretrained(tmp_path)
+    loaded = kvshift.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.float64
+    assert same(model, loaded)
+
+
 def test_the_checkpoint_names_its_own_architecture_and_its_shift(family, shifted, tmp_path) -> None:
     for model in (shifted(family, kvshift.KVShiftConfig()), shifted(family, kvshift.KVShiftConfig()).model):
         model.save_pretrained(tmp_path)

@@ -74,6 +74,13 @@ def test_taps_stay_float32_in_a_bfloat16_model(family, vanilla, tokens) -> None:
     assert shift_modules(model)[0].k_weight.dtype == torch.float32
 
 
+def test_a_model_of_bfloat16_built_from_its_configuration_has_float32_taps(family, shifted) -> None:
+    made = AutoModelForCausalLM.from_config(shifted(family).config, dtype=torch.bfloat16)
+    for taps in shift_modules(made):
+        assert taps.k_weight.dtype == torch.float32
+        assert not torch.equal(taps.k_weight.bfloat16().float(), taps.k_weight)  # not drawn in bfloat16
+
+
 def test_a_shared_configuration_stays_unshifted(config, family) -> None:
     shared = config(family)
     kind = type(AutoModelForCausalLM.from_config(shared))

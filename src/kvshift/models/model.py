@@ -27,8 +27,6 @@ class ShiftedModel:
     attention_class: ClassVar[type]
     base_class: ClassVar[type]
 
-    _keep_in_fp32_modules_strict: Any = (TAPS,)
-
     def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         # The unshifted model stands now, its weights drawn as without KV shift; the taps are drawn after.
@@ -177,7 +175,6 @@ def add_taps(model: Any, model_class: type, shift: KVShiftConfig) -> None:
     base = model.base_model
     base.__class__, model.__class__ = base_class, model_class
     for part in (model, base):
-        part._keep_in_fp32_modules_strict = {*(part._keep_in_fp32_modules_strict or ()), TAPS}
         # The library fills this table when a model is built, under the class it had then.
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(part)), part._can_record_outputs)
     for layer in base.layers:
@@ -189,4 +186,7 @@ def add_taps(model: Any, model_class: type, shift: KVShiftConfig) -> None:
             query_heads=attention.q_proj.out_features // attention.head_dim,
             head_dim=attention.head_dim,
         )
-        attention.kv_shift = taps.to(attention.k_proj.weight.device).train(attention.training)
+        weight = attention.k_proj.weight
+        # A tap's own dtype is what the library loads it in: float32, or float64 in a model of float64.
+        taps.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        attention.kv_shift = taps.train(attention.training)
