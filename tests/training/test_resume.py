@@ -256,3 +256,17 @@ def _interrupt(monkeypatch, recipe, folder, owner, name, call):
         with pytest.raises(Killed):
             run(recipe, folder)
     monkeypatch.undo()
+
+
+def test_a_loss_averaged_over_steps_is_carried_over(recipe, rare, tmp_path, monkeypatch, lines_without_times):
+    """A long run records every so many steps; here a checkpoint falls between two such points."""
+    few = pytest.MonkeyPatch()
+    few.setattr("kvshift.training.schedule.RECORDED_POINTS", 4)
+    try:
+        run(rare, tmp_path / "whole")
+        _interrupt(monkeypatch, recipe, tmp_path / "run", RunTrainer, "training_step", 12)
+        run(rare, tmp_path / "run")
+    finally:
+        few.undo()
+    assert [point.step for point in read_record(tmp_path / "run").steps] == [4, 8, 12, 14]
+    assert lines_without_times(tmp_path / "run") == lines_without_times(tmp_path / "whole")

@@ -141,7 +141,7 @@ def save_rng(folder: Path) -> None:
     """The state of every random number generator a model may draw from."""
     numpy_state: Any = np.random.get_state()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         tensors["cuda"] = torch.cuda.get_rng_state()
     save_file(tensors, folder / RNG)
     rest = {"python": random.getstate(), "numpy": [numpy_state[0], *numpy_state[2:]]}

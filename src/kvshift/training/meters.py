@@ -84,6 +84,7 @@ class PeakMemory:
         self.device = device
         self._peak = peak
         if device.type == "cuda":
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(device)
             return
         self._process = psutil.Process()
