@@ -109,9 +109,12 @@ def test_quadrants_stand_beside_the_papers(samples) -> None:
     drawn = scalars.picture(Context.of(results, "en"))
     assert [row[3] for row in drawn["table"]["rows"]] == ["50", "17", "9", "52"]
     assert sum(int(row[1]) for row in drawn["table"]["rows"]) == len(results.taps)
-    # Every dot lies in the quadrant that counts it: the induction quadrant is right of and below the middle.
-    right_below = [p for p in drawn["hover"] if p["x"] > drawn["middle"][0] and p["y"] >= drawn["middle"][1]]
-    assert len(right_below) == results.quadrants["previous_current"]
+    # Induction heads (previous key, current value) all lie right of and below the middle.
+    induction = [tap for tap in results.taps if tap.keys[1] > tap.keys[0] and tap.values[0] > tap.values[1]]
+    assert 0 < len(induction) < len(results.taps)
+    alone = results.model_copy(update={"taps": induction, "quadrants": {"previous_current": len(induction)}})
+    drawn = scalars.picture(Context.of(alone, "en"))
+    assert all(p["x"] > drawn["middle"][0] and p["y"] > drawn["middle"][1] for p in drawn["hover"])
     assert scalars.picture(Context.of(samples.results("values_only"), "en")) is None
 
 
