@@ -10,17 +10,18 @@ the text. Where the text is the limit, the rest of the budget buys more seeds.
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvshift.errors import KVShiftError
 from kvshift.pilot.ladder import training_flops
 from kvshift.pilot.settings import Arm, Size
+from kvshift.pilot.worker import JobFailedError
 
-TOKENS_PER_PARAMETER = 1.5
-LEAST_STEPS = 150
+TOKENS_PER_PARAMETER = 0.8
+LEAST_STEPS = 300
 MOST_EPOCHS = 4.0
 RESERVE = 0.06  # of the budget, for what measuring did not see
 CHECK_SHARE = 0.5
@@ -108,9 +109,8 @@ class Machine:
             if pace is None:
                 try:
                     speed, evaluated = self.measure(size, arm, self.seconds_each)
-                except KVShiftError:
-                    raise
-                except Exception as error:  # out of memory, a crash: this size is out of reach, not the pilot
+                except (JobFailedError, MemoryError, RuntimeError) as error:
+                    # Out of memory, or a crash: this size is out of reach, not the pilot.
                     self.failures[size.name] = str(error)
                     break
                 pace = Pace(
@@ -256,8 +256,10 @@ def _least(groups: Sequence[Sequence[Size]], machine: Machine) -> Sequence[Size]
 def least_seconds(
     machine: Machine, groups: Sequence[Sequence[Size]], arms: Sequence[Arm], limits: Limits
 ) -> tuple[float, Sequence[Size]]:
-    """Time of all runs of the least pilot, and its sizes."""
+    """Time of all runs of the least pilot, and its sizes; none if no size can be trained here."""
     sizes = _least(groups, machine)
+    if not sizes:
+        return math.inf, ()
     steps = LEAST_STEPS if limits.tokens is None else -(-limits.tokens // machine.step_tokens)
     length = length_for(steps * machine.step_tokens, machine.step_tokens, limits.validation_tokens)
     seeds = len(limits.seeds or (0, 1, 2))

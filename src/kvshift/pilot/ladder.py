@@ -74,7 +74,7 @@ def rung(name: str, vocab_size: int, sequence_length: int) -> Size:
         )
     hidden, layers = int(match[1]), int(match[2])
     head_dim = next((d for d in (64, 32, 16, 8) if hidden % d == 0 and (d < 64 or hidden >= 256)), 0)
-    if not head_dim or hidden > _LARGEST_HIDDEN:
+    if not head_dim or not 0 < hidden <= _LARGEST_HIDDEN:
         raise UsageError(
             f"Size {name!r} has hidden size {hidden}; expected a multiple of 8 up to {_LARGEST_HIDDEN:,}."
         )
@@ -187,25 +187,20 @@ def _user_config(path: Path) -> dict[str, Any]:
     if raw.get("quantization_config"):
         raise UnsupportedModelError(f"--model {path}: a quantized model cannot be trained from scratch.")
 
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     from kvshift.models import check_supported
 
     model_type = raw["model_type"]
     try:
         config = AutoConfig.for_model(model_type, **{k: v for k, v in raw.items() if k not in _NOT_SHAPE})
-    except KeyError:
-        raise UnsupportedModelError(
-            f"--model {path}: transformers knows no model_type {model_type!r}."
-        ) from None
-    except ValueError as error:
-        if "model_type" in str(error) or "Unrecognized model" in str(error):
+    except Exception as error:  # which one depends on the version of transformers
+        if model_type not in CONFIG_MAPPING:
             raise UnsupportedModelError(
                 f"--model {path}: transformers knows no model_type {model_type!r}."
             ) from None
-        raise UsageError(f"--model {path}: {error}") from None
-    except TypeError as error:
-        raise UsageError(f"--model {path}: {error}") from None
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UsageError(f"--model {path}: {file} is not a possible configuration: {reason}") from None
     check_supported(config)
     return _plain(config.to_dict(), model_type, path)
 

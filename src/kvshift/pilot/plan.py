@@ -40,10 +40,10 @@ ARMS: dict[str, dict[str, Any] | None] = {
 }
 """Names of arms, each with what it changes of the default `KVShiftConfig`; None trains the vanilla model."""
 
-CPU_SEQUENCE_LENGTH, GPU_SEQUENCE_LENGTH = 256, 1024
-CPU_BATCH = 8  # windows
-GPU_BATCHES = (64, 32, 16, 8, 4)  # windows; the largest that leaves ENOUGH_STEPS is taken
-ENOUGH_STEPS = 600
+SEQUENCE_LENGTH = {"cpu": 256, "cuda": 1024}
+BATCHES = {"cpu": (16, 8, 4, 2), "cuda": (64, 32, 16, 8, 4)}
+"""Windows of that length in a batch; the largest that leaves `ENOUGH_STEPS` is taken."""
+ENOUGH_STEPS = 900  # short runs gain more from steps than from large batches (docs/results/defaults.md)
 _CALIBRATION_SHARE = 0.03  # of the budget
 _CALIBRATION_SECONDS = (4.0, 15.0)  # least and most
 _COMPILE_SECONDS = 60.0  # of each size and arm, the first time
@@ -89,14 +89,10 @@ def make_plan(
     """
     arms = arms_of(settings)
     device = _device(settings, device_info)
-    length = settings.sequence_length or (
-        CPU_SEQUENCE_LENGTH if device.kind == "cpu" else GPU_SEQUENCE_LENGTH
-    )
-    check_text(settings, data, length, CPU_BATCH if device.kind == "cpu" else _gpu_batches(length)[-1])
+    length = settings.sequence_length or SEQUENCE_LENGTH[device.kind]
+    check_text(settings, data, length, _batches(device, length)[-1])
     groups = _groups(settings, data, length, derive)
-    batch = settings.batch_size or (
-        CPU_BATCH if device.kind == "cpu" else _first_batch(settings, data, length)
-    )
+    batch = settings.batch_size or _first_batch(settings, data, device, length)
     shape = _Shape(settings, data, device, length, batch, compile=bool(settings.compile))
     limits = fit.Limits(
         seconds=0.0,
@@ -111,14 +107,15 @@ def make_plan(
 
     machine = _machine(shape, measure, settings.budget_seconds)
     choice = fit.choose_measured(machine, groups, arms, clock.limits(limits, machine))
-    if settings.batch_size is None and device.kind == "cuda" and choice is not None:
-        better = batch_for(choice.length.tokens, length)
+    if settings.batch_size is None and choice is not None:
+        better = batch_for(choice.length.tokens, device, length)
         if better != shape.batch:
-            shape = dataclasses.replace(shape, batch=better)
-            spent = clock.measuring + machine.seconds_used
-            machine = _machine(shape, measure, settings.budget_seconds)
-            clock = dataclasses.replace(clock, measuring=spent)
-            choice = fit.choose_measured(machine, groups, arms, clock.limits(limits, machine))
+            larger = dataclasses.replace(shape, batch=better)
+            clock = dataclasses.replace(clock, measuring=clock.measuring + machine.seconds_used)
+            with_larger = _machine(larger, measure, settings.budget_seconds)
+            again = fit.choose_measured(with_larger, groups, arms, clock.limits(limits, with_larger))
+            if again is not None:
+                shape, machine, choice = larger, with_larger, again
     if choice is None:
         raise too_small(settings, machine, groups, arms, clock.limits(limits, machine))
     if settings.compile is None and device.kind == "cuda" and _worth_compiling(machine, choice, arms):
@@ -160,15 +157,16 @@ def learning_rate(hidden: int) -> float:
     return 3e-3 * min(1.0, (128 / hidden) ** 0.75)
 
 
-def batch_for(tokens: int, sequence_length: int) -> int:
-    """Windows in a GPU batch: up to 65,536 tokens, fewer where that would leave too few steps."""
-    batches = _gpu_batches(sequence_length)
+def batch_for(tokens: int, device: DeviceInfo, sequence_length: int) -> int:
+    """Windows in a batch: the largest of the device's that leaves enough steps."""
+    batches = _batches(device, sequence_length)
     return next((b for b in batches if tokens / (b * sequence_length) >= ENOUGH_STEPS), batches[-1])
 
 
-def _gpu_batches(sequence_length: int) -> list[int]:
-    """`GPU_BATCHES` at another length: as many tokens, in windows."""
-    return [max(1, round(batch * GPU_SEQUENCE_LENGTH / sequence_length)) for batch in GPU_BATCHES]
+def _batches(device: DeviceInfo, sequence_length: int) -> list[int]:
+    """`BATCHES` at another length: as many tokens, in windows."""
+    usual = SEQUENCE_LENGTH[device.kind]
+    return [max(1, round(batch * usual / sequence_length)) for batch in BATCHES[device.kind]]
 
 
 @dataclass(frozen=True)
@@ -232,9 +230,12 @@ def _device(settings: PilotSettings, found: DeviceInfo) -> DeviceInfo:
     return found
 
 
-def _first_batch(settings: PilotSettings, data: TextData, length: int) -> int:
+def _first_batch(settings: PilotSettings, data: TextData, device: DeviceInfo, length: int) -> int:
+    """The batch to measure with before the length of a run is known."""
+    if device.kind == "cpu" and settings.tokens is None:
+        return _batches(device, length)[-1]
     most = settings.tokens or fit.MOST_EPOCHS * len(data.train)
-    return min(batch_for(int(most), length), _gpu_batches(length)[1])
+    return min(batch_for(int(most), device, length), _batches(device, length)[1])
 
 
 def _groups(settings: PilotSettings, data: TextData, length: int, derive: Derive) -> list[list[Size]]:

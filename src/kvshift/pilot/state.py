@@ -141,7 +141,7 @@ class PilotFolder:
 
 
 def same_pilot(asked: PilotSettings, planned: PilotSettings) -> str | None:
-    """The first setting in which two requests differ so that they are different pilots; None if they agree."""
+    """The first setting in which two requests differ so that they are two pilots; None if they agree."""
     one, other = (settings.model_dump(mode="json", exclude=PRESENTATION) for settings in (asked, planned))
     return next((name for name in one if one[name] != other[name]), None)
 

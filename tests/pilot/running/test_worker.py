@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import kvshift
+from kvshift.errors import UnsupportedModelError
+from kvshift.pilot.worker import Job, JobFailedError, call
+
+
+def test_a_job_runs_in_another_process_and_returns_its_result() -> None:
+    assert call("fake_runs:pid", {}) != os.getpid()
+
+
+def test_a_second_job_starts_in_a_moment() -> None:
+    call("fake_runs:pid", {})
+    quickest = min(_timed() for _ in range(5))
+    assert quickest < 1.5  # importing torch and transformers again would take several seconds
+
+
+def _timed() -> float:
+    started = time.monotonic()
+    call("fake_runs:pid", {})
+    return time.monotonic() - started
+
+
+def test_a_mistake_of_the_users_keeps_its_kind(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    arguments = {"path": str(tmp_path), "vocab_size": 100, "sequence_length": 64}
+    with pytest.raises(UnsupportedModelError, match="bert"):
+        call("kvshift.pilot.jobs:derive", arguments)
+
+
+def test_a_defect_is_told_with_its_type() -> None:
+    with pytest.raises(JobFailedError, match=r"AttributeError.*nonesuch"):
+        call("fake_runs:nonesuch", {})
+
+
+def test_a_killed_job_is_told_with_its_signal() -> None:
+    job = Job("fake_runs:sleep", {"seconds": 60})
+    os.kill(job.process.pid, signal.SIGKILL)
+    with pytest.raises(JobFailedError, match=r"SIGKILL.*memory"):
+        job.result()
+
+
+def test_stopping_ends_the_process() -> None:
+    job = Job("fake_runs:sleep", {"seconds": 60})
+    job.stop()
+    assert not psutil.pid_exists(job.process.pid) or psutil.Process(job.process.pid).status() == "zombie"
+
+
+def test_what_a_job_prints_goes_to_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with pytest.raises(JobFailedError):
+        Job("fake_runs:nonesuch", {}, log=log).result()
+    assert "AttributeError" in log.read_text()
+
+
+PARENT = """
+import sys
+sys.path.insert(0, {helpers!r})
+from kvshift.pilot.worker import Job
+if __name__ == "__main__":
+    job = Job("fake_runs:sleep", {{"seconds": 100}})
+    while not (messages := job.messages()):
+        pass
+    print(messages[0]["pid"], flush=True)
+    job.result()
+"""
+
+
+def test_a_job_ends_soon_after_its_pilot_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(helpers=str(Path(__file__).parent / "helpers")))
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=10)  # raises if it lives on
+    parent.stdout.close()
+
+
+def test_the_server_ignores_files_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('imported from the current folder')")
+    program = (
+        "from kvshift.pilot.worker import call\n"
+        "if __name__ == '__main__': print(call('kvshift.pilot.jobs:probe', {'device': 'cpu'})['kind'])\n"
+    )
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(kvshift.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "cpu", done.stderr
+
+
+def test_no_child_is_left_behind() -> None:
+    call("fake_runs:pid", {})
+    assert multiprocessing.active_children() == []
