@@ -12,6 +12,7 @@ FEW_DOCUMENTS = 5
 SMALLEST, LARGEST = 1 << 10, 8 << 10
 _WANTED = 64
 _LONGEST = 4  # times the passage size: without a blank line for so long, another place is cut
+_OTHER_PLACES = (b"\n", b" ", "。".encode())
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*")
 
 
@@ -36,8 +37,9 @@ def passage_size(total: int) -> int:
 def cut(spool: Spool, span: np.ndarray, size: int) -> np.ndarray:
     """Cuts a document into passages of at least `size` bytes that end behind a blank line.
 
-    Where no blank line comes for four times as long, behind a line end, else behind a space, else between
-    two characters. What is left at the end and shorter than half of `size` joins the passage before it.
+    Where no blank line comes for four times as long, behind a line end, else a space, else a Japanese
+    full stop, else between two characters. What is left at the end and shorter than half of
+    `size` joins the passage before it.
     Passages joined give the document.
 
     Returns:
@@ -65,8 +67,8 @@ def _first_passage(window: bytes, size: int, *, last: bool) -> int:
         return blank.end()
     if last and len(window) < size * _LONGEST:
         return len(window)
-    for mark in (b"\n", b" "):
+    for mark in _OTHER_PLACES:
         position = window.find(mark, size)
         if position >= 0:
-            return position + 1
-    return character_cut(window, len(window))
+            return position + len(mark)
+    return character_cut(window, size)

@@ -58,9 +58,9 @@ def _notes(summary: dict[str, Any], request: TextRequest, byte_ratio: float, ski
     notes = []
     if summary["passages"]:
         notes.append(
-            "There are too few documents to split, so long ones were cut at blank lines into passages of "
-            f"about {summary['passage_bytes']:,} bytes. Each passage counts as a document; runs of "
-            "neighbouring passages, spread over the text, were set aside for validation."
+            "There are too few documents to split, so long ones were cut, at blank lines where there are "
+            f"any, into passages of about {summary['passage_bytes']:,} bytes. Each passage counts as a "
+            "document; runs of neighbouring passages, spread over the text, were set aside for validation."
         )
     removed = summary["duplicates_removed"]
     if removed["exact"]:
