@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = app(args=arguments, prog_name="kvshift", standalone_mode=False)
+        if code == INTERRUPTED:  # the parser's own way to report Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except KVShiftError as error:
         return _complain(error)

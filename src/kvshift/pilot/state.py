@@ -68,9 +68,14 @@ class PilotFolder:
         existing = path
         while not existing.exists():
             existing = existing.parent
-        with output_errors(path), tempfile.TemporaryFile(dir=existing) as file:
-            file.write(b"\0" * 4096)
-            file.flush()
+        try:
+            with output_errors(path), tempfile.TemporaryFile(dir=existing) as file:
+                file.write(b"\0" * 4096)
+                file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"--out {path} cannot be written ({error.strerror}); choose another folder."
+            ) from error
 
     def create(self) -> None:
         """Makes the folder.
