@@ -161,7 +161,7 @@ class Limits:
 def length_for(tokens: int, step_tokens: int, validation_tokens: int) -> Length:
     """Evaluations frequent enough for a curve, and short enough not to eat the training time."""
     evaluations = 20 if tokens >= 2_000_000 else 12
-    evaluation_tokens = min(validation_tokens, max(16_384, min(262_144, tokens // 40)))
+    evaluation_tokens = min(validation_tokens, max(8_192, min(262_144, tokens // 40)))
     steps = max(1, -(-tokens // step_tokens))
     return Length(tokens, min(evaluations, steps), evaluation_tokens)
 
