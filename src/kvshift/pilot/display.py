@@ -17,7 +17,6 @@ from kvshift.pilot.durations import format_duration
 from kvshift.pilot.execute import Finished, Progress, Running, Watcher
 from kvshift.pilot.settings import Arm, Plan
 
-_SHOWN_RUNS = 6
 _STATUS_STYLE = {"finished": "green", "diverged": "yellow", "failed": "red"}
 
 
@@ -128,7 +127,7 @@ def watching(console: Console) -> Iterator[Watcher]:
 
 def _live(live: Live, console: Console) -> Watcher:
     def watch(progress: Progress, finished: Finished | None) -> None:
-        if finished is not None and finished.status == "failed":
+        if finished is not None:
             console.print(_finished_line(progress, finished))
         live.update(_picture(progress))
 
@@ -167,8 +166,7 @@ def _picture(progress: Progress) -> RenderableType:
             ProgressBar(total=1.0, completed=_share(running), width=40),
             *_live_numbers(running),
         )
-    last = [_finished_line(progress, finished) for finished in progress.finished[-_SHOWN_RUNS:]]
-    return Group(*last, overall)
+    return overall
 
 
 def _share(running: Running) -> float:
