@@ -49,9 +49,6 @@ app.command("train")(train.train)
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code. What the user can mend is one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Before PyTorch is loaded: threads that spin while they wait slow small models twentyfold as soon as
-    # anything else runs on the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = app(args=arguments, prog_name="kvshift", standalone_mode=False)
         if code == INTERRUPTED:  # the parser's own way to report Ctrl-C

@@ -40,8 +40,10 @@ def start_server() -> None:
 
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking for a GPU forbids forking
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait make steps ten times slower as soon as anything else wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait long in a spin slow steps twentyfold as soon as anything else wants a core; threads
+    # that never spin lose a third on an idle machine (docs/results/pilot.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     multiprocessing.set_forkserver_preload(list(PRELOAD))
     # A file of the user's called random.py must not be imported from the current folder, and Ctrl-C in the
     # terminal reaches every process: only the pilot itself acts on it.
