@@ -42,8 +42,8 @@ ARMS: dict[str, dict[str, Any] | None] = {
 
 SEQUENCE_LENGTH = {"cpu": 256, "cuda": 1024}
 BATCHES = {"cpu": (16, 8, 4, 2), "cuda": (64, 32, 16)}
-"""Windows of that length in a batch; the largest that leaves `ENOUGH_STEPS` is taken. Smaller ones would leave a
-GPU waiting for its host: at 8 windows of 1,024 an H100 trained 33.7M parameters at a quarter of its speed."""
+"""Windows of that length in a batch; the largest that leaves `ENOUGH_STEPS` is taken. Smaller ones leave a
+GPU waiting for its host (docs/results/pilot.md)."""
 ENOUGH_STEPS = {"cpu": 900, "cuda": 500}
 """Short runs gain more from steps than from large batches (docs/results/defaults.md)."""
 _CALIBRATION_SHARE = 0.03  # of the budget
