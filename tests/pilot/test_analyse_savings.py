@@ -157,7 +157,36 @@ def test_check_contradicts_a_claim_that_planned_runs_do_not_bear_out(make_pilot)
     )
     results = pilot.results()
     assert not results.check.agrees
-    assert any("believe the planned runs" in warning for warning in results.warnings)
+    assert any("more data saved than the runs planned" in warning for warning in results.warnings)
+
+
+def test_savings_at_the_size_with_planned_runs_rest_on_them(make_pilot):
+    """The candidate's law equals the baseline's end after (40 / 30) ** -4 = 0.32 of the tokens."""
+    baseline, candidate = power_law(40), power_law(30)
+    results = make_pilot(arms(baseline, candidate, candidate), check=("large", 0.5)).results()
+    small, large = results.by_size[0], results.by_size[-1]
+    assert (small.data_saved_planned, large.data_saved_planned) == (False, True)
+    assert small.data_saved == small.curve_data_saved
+    assert large.data_saved == results.check.data_saved
+    assert large.data_saved.value == pytest.approx(0.5)
+    assert large.data_saved.high is None
+    assert large.time_saved.high is None
+
+
+def test_savings_of_a_worse_candidate_come_from_the_curves(make_pilot):
+    results = make_pilot(arms(power_law(40), power_law(50), power_law(55)), check=("large", 0.5)).results()
+    large = results.by_size[-1]
+    assert large.data_saved_planned
+    assert large.data_saved.value == pytest.approx(large.curve_data_saved.value)
+    assert large.data_saved.value < 0
+
+
+def test_savings_without_every_planned_run_come_from_the_curves(make_pilot):
+    pilot = make_pilot(arms(power_law(40), power_law(30), power_law(35)), check=("large", 0.5))
+    del pilot.records["large-kvshift-seed1-check"]
+    large = pilot.results().by_size[-1]
+    assert not large.data_saved_planned
+    assert large.data_saved == large.curve_data_saved
 
 
 def test_check_without_finished_runs_is_none(make_pilot):

@@ -20,8 +20,8 @@ from kvshift.pilot.caveats import caveats
 from kvshift.pilot.ladder_results import model_saved, projection
 from kvshift.pilot.pairs import Pair, Pairs, curve, diverged, end
 from kvshift.pilot.results import Cost, Curve, Estimate, Results, RunRow, SizeResult, Verdict
-from kvshift.pilot.savings import data_saved, planned_check, throughput_ratio, time_saved
-from kvshift.pilot.settings import Plan, PlannedRun
+from kvshift.pilot.savings import Savings, data_saved, planned_check, savings, throughput_ratio, time_saved
+from kvshift.pilot.settings import Plan, PlannedRun, Size
 from kvshift.pilot.shift_findings import added_cost, learned_taps, quadrants
 from kvshift.pilot.statistics import mean_interval, ratio_interval, share_interval
 from kvshift.pilot.verdict import Effort, Evidence, decide
@@ -56,12 +56,12 @@ def analyse(
             where the baseline finished so often that this is the result).
     """
     pairs = Pairs.of(plan, records)
-    by_size = [_size_result(pairs, size.name, size.parameters) for size in plan.sizes]
+    by_size = [_size_result(pairs, records, size) for size in plan.sizes]
     overall, overall_seeds = overall_gain(pairs)
     verdict = _verdict(pairs, records, by_size[-1], overall, overall_seeds, seconds)
     if overall is None and verdict.decision != "harmful":
         raise RunsFailedError(_nothing_to_compare(pairs))
-    check = planned_check(pairs, records, {result.size: result.data_saved for result in by_size})
+    check = planned_check(pairs, records, {result.size: result.curve_data_saved for result in by_size})
     heads = learned_taps(pairs)
     return Results(
         settings=plan.settings,
@@ -112,14 +112,15 @@ def overall_gain(pairs: Pairs) -> tuple[Estimate | None, int]:
     return average, len(seeds)
 
 
-def _size_result(pairs: Pairs, size: str, parameters: int) -> SizeResult:
-    complete = pairs.complete(size)
+def _size_result(pairs: Pairs, records: dict[str, Record], rung: Size) -> SizeResult:
+    size, complete = rung.name, pairs.complete(rung.name)
+    saved = savings(pairs, records, size)
     ends = [pair.ends for pair in complete]
     ratios = _measured(throughput_ratio(pair) for pair in complete)
     notes = {0: "no_pairs", 1: "one_pair"}
     return SizeResult(
         size=size,
-        parameters=parameters,
+        parameters=rung.parameters,
         pairs=len(complete),
         baseline_loss=mean_interval(baseline.nats_per_token for baseline, _ in ends),
         candidate_loss=mean_interval(candidate.nats_per_token for _, candidate in ends),
@@ -131,12 +132,20 @@ def _size_result(pairs: Pairs, size: str, parameters: int) -> SizeResult:
         gain_bits_per_byte=mean_interval(
             _measured(baseline.bits_per_byte - candidate.bits_per_byte for baseline, candidate in ends)
         ),
-        data_saved=share_interval(data_saved(pair) for pair in complete),
+        data_saved=saved.estimate,
+        data_saved_planned=saved.planned,
+        curve_data_saved=share_interval(data_saved(pair) for pair in complete),
         throughput_ratio=ratio_interval(ratios),
-        time_saved=mean_interval(_measured(time_saved(pair) for pair in complete)),
+        time_saved=_time_saved(complete, saved),
         memory_ratio=_memory_ratio(complete),
         note=notes.get(len(complete)),
     )
+
+
+def _time_saved(complete: list[Pair], saved: Savings) -> Estimate | None:
+    shares = _measured(time_saved(pair, share) for pair, share in zip(complete, saved.shares, strict=True))
+    estimate = mean_interval(shares)
+    return estimate.model_copy(update={"high": None}) if estimate and saved.at_least else estimate
 
 
 def _memory_ratio(complete: list[Pair]) -> float | None:

@@ -24,8 +24,8 @@ def caveats(
     found += _timing(pairs, by_size)
     if check is not None and not check.agrees:
         found.append(
-            "The runs planned at the shorter length saved less data than the learning curves suggest: "
-            "believe the planned runs."
+            "The learning curves suggest more data saved than the runs planned at a shorter length: the "
+            "numbers at the largest size rest on the planned runs, those of the other sizes may be too high."
         )
     return list(dict.fromkeys(found))
 

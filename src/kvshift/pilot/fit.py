@@ -185,7 +185,7 @@ def pilot_seconds(
 ) -> float:
     """All main and check runs."""
     one_seed = [run_seconds(machine.pace(size, arm), length) for size in sizes for arm in arms]
-    one_seed.append(run_seconds(machine.pace(sizes[0], arms[-1]), length, CHECK_SHARE))
+    one_seed.append(run_seconds(machine.pace(sizes[-1], arms[-1]), length, CHECK_SHARE))
     return total_seconds(one_seed * seeds, devices)
 
 

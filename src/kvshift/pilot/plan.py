@@ -297,7 +297,9 @@ def _plan(shape: _Shape, machine: fit.Machine, choice: fit.Choice, arms: tuple[A
         for size in choice.sizes:
             runs += [_run(shape, machine, choice.length, size, arm, seed) for arm in arms]
         runs.append(
-            _run(shape, machine, _shortened(choice.length, shape), choice.sizes[0], arms[1], seed, check=True)
+            _run(
+                shape, machine, _shortened(choice.length, shape), choice.sizes[-1], arms[1], seed, check=True
+            )
         )
     expected = fit.total_seconds([run.expected_seconds for run in runs], shape.device.count)
     sizes = tuple(

@@ -55,7 +55,9 @@ class SizeResult(Model):
     seeds: list[int]
     gain: Estimate | None  # nats a token
     gain_bits_per_byte: Estimate | None
-    data_saved: Estimate | None  # share of tokens, from the main runs' curves (conservative: see methods)
+    data_saved: Estimate | None  # share of tokens
+    data_saved_planned: bool = False  # from runs planned at a shorter length; False: from the curves
+    curve_data_saved: Estimate | None = None  # what the main runs' curves say
     throughput_ratio: Estimate | None  # candidate ÷ baseline tokens per second
     time_saved: Estimate | None  # share of training time
     memory_ratio: float | None  # candidate ÷ baseline peak memory

@@ -120,7 +120,7 @@ def test_check_runs_are_the_smallest_candidate_planned_at_half_the_length(
     checks = [run for run in plan.runs if run.role == "check"]
     assert [run.seed for run in checks] == list(plan.seeds)
     for check in checks:
-        same_pair = ("main", "kvshift", plan.sizes[0].name, check.seed)
+        same_pair = ("main", "kvshift", plan.sizes[-1].name, check.seed)
         main = next(run for run in plan.runs if (run.role, run.arm, run.size, run.seed) == same_pair)
         assert check.arm == "kvshift"
         assert check.recipe.steps == pytest.approx(plan.check_share * main.recipe.steps, abs=1)

@@ -139,7 +139,7 @@ def _panel(
     means = [mean_curve([run for run in runs if len(run) > 1]) for runs in arms]
     ends = [numbers.nats(mean[-1][1]) if mean else context.text("number.missing") for mean in means]
     result = next((size for size in context.results.by_size if size.size == name), None)
-    saved = result.data_saved if result else None
+    saved = (result.curve_data_saved or result.data_saved) if result else None
     arrow = None
     if saved is not None and saved.value > 0.02 and means[0]:
         tokens, level = means[0][-1]
