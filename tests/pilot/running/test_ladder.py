@@ -132,3 +132,8 @@ def test_size_counts_embeddings_apart() -> None:
     assert size.parameters - size.non_embedding_parameters == 1000 * 64
     untied = size_of("untied", {**size.model, "tie_word_embeddings": False})
     assert untied.parameters - untied.non_embedding_parameters == 2 * 1000 * 64
+
+
+def test_narrow_models_start_with_wider_weights():
+    assert rung("d64-L2", 512, 64).model["initializer_range"] == pytest.approx(0.6 / 8)
+    assert rung("d1024-L16", 512, 64).model["initializer_range"] == 0.02
