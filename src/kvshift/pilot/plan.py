@@ -199,7 +199,7 @@ class _Shape:
             learning_rate=self.settings.learning_rate or learning_rate(size.hidden),
             evaluations=length.evaluations,
             evaluation_tokens=length.evaluation_tokens,
-            checkpoint_seconds=min(600.0, max(5.0, seconds / 10)),
+            checkpoint_seconds=min(600.0, max(2.0, seconds / 10)),
             device=self.device.kind,
             compile=self.compile,
         )
