@@ -19,7 +19,7 @@ from typing import Any
 
 from small_pilots import spread, start
 
-OPTIONS = ["--sizes", "d32-L2,d48-L2", "--seeds", "0", "--tokens", "90k"]
+OPTIONS = ["--sizes", "d32-L2,d48-L2", "--seeds", "0", "--tokens", "60k"]
 
 
 def fingerprint(folder: Path) -> dict[str, Any]:
