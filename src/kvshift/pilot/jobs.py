@@ -65,4 +65,9 @@ def probe(device: str, *, report: Report) -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
         }
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"kind": "cpu", "name": f"CPU, {threads} threads", "count": 1, "memory_bytes": None}
+    return {
+        "kind": "cpu",
+        "name": f"CPU, {threads} thread{'s' if threads != 1 else ''}",
+        "count": 1,
+        "memory_bytes": None,
+    }

@@ -102,13 +102,18 @@ def _prepare(settings: PilotSettings, console: Console) -> TextData:
     summary = data.summary()
     console.print(
         Text(
-            f"Text: {summary['documents']:,} documents, {len(data.train):,} training and "
+            f"Text: {_documents(summary)}, {len(data.train):,} training and "
             f"{len(data.validation):,} validation tokens, vocabulary {data.vocab_size:,}."
         )
     )
     for note in summary.get("notes", []):
         console.print(Text(f"  {note}", style="dim"))
     return data
+
+
+def _documents(summary: dict[str, Any]) -> str:
+    count = summary["documents"]
+    return f"{count:,} document{'' if count == 1 else 's'}{' cut into passages' if summary.get('passages') else ''}"
 
 
 def _new_plan(settings: PilotSettings, data: TextData, began: float, console: Console) -> Plan:
