@@ -1,8 +1,8 @@
 """How often does the verdict claim a difference where there is none?
 
-Runs A/A pilots (the vanilla model against itself on other seeds), each with seeds of its own, and counts their
-verdicts:  python benchmarks/aa.py --pilots 20 --jobs 2 --out aa/  [-- further options of kvshift pilot]
-A claim is a verdict of adopt or harmful, or a gain that is reported as clear of zero with the verdict "decided".
+Runs A/A pilots (the vanilla model against itself on other seeds), each with seeds of its own, and counts
+their verdicts:  python benchmarks/aa.py --pilots 20 --jobs 2 --out aa/  [-- options of kvshift pilot]
+A claim is a verdict of adopt or harmful, or any other that calls a difference decided.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main() -> None:
     clear = sum(row["low"] > 0 or row["high"] < 0 for row in done)
     print(
         f"{len(done)} of {len(rows)} pilots ended; {sum(row['claim'] for row in done)} claimed a difference; "
-        f"{clear} had an overall interval clear of zero; decisions: {dict(Counter(row['decision'] for row in done))}"
+        f"{clear} had an overall interval clear of zero; "
+        f"decisions: {dict(Counter(row['decision'] for row in done))}"
     )
 
 

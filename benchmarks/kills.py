@@ -1,8 +1,8 @@
 """Does a pilot survive kill -9 at any moment with the same results?
 
-Runs a small pilot to its end once, then again and again with kills at random moments (the pilot's process, or the
-whole process group), resuming until it ends; compares every run's final weights, losses and the report's gains
-with the uninterrupted pilot's:  python benchmarks/kills.py --kills 20 --jobs 2 --out kills/
+Runs a small pilot to its end once, then again and again with a kill at a random moment (of its process,
+or of the whole process group), resuming until it ends; compares every run's final weights, losses and the
+report's gains with the uninterrupted pilot's:  python benchmarks/kills.py --kills 20 --jobs 2 --out kills/
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from small_pilots import spread, start
 
-OPTIONS = ["--sizes", "d32-L2,d48-L2", "--seeds", "0", "--tokens", "60k"]
+OPTIONS = ["--sizes", "d32-L2,d48-L2", "--seeds", "1", "--tokens", "60k"]
 
 
 def fingerprint(folder: Path) -> dict[str, Any]:

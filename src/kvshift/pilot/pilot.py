@@ -113,7 +113,8 @@ def _prepare(settings: PilotSettings, console: Console) -> TextData:
 
 def _documents(summary: dict[str, Any]) -> str:
     count = summary["documents"]
-    return f"{count:,} document{'' if count == 1 else 's'}{' cut into passages' if summary.get('passages') else ''}"
+    cut = " cut into passages" if summary.get("passages") else ""
+    return f"{count:,} document{'' if count == 1 else 's'}{cut}"
 
 
 def _new_plan(settings: PilotSettings, data: TextData, began: float, console: Console) -> Plan:
