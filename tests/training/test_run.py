@@ -38,7 +38,7 @@ def test_record(finished, make_recipe):
     seconds = [point.seconds for point in record.steps]
     assert 0 < seconds[0] < seconds[-1] <= record.train_seconds < record.wall_seconds
     assert record.tokens_per_second > 0
-    assert record.peak_memory_bytes > 0
+    assert record.peak_memory_bytes >= 0  # growth: a test process that has memory to spare may need none
     assert record.tap_parameters == 2 * 2 * 2 * 2
     assert record.device == "CPU, 1 thread"
     assert record.versions["torch"] == torch.__version__
