@@ -48,9 +48,6 @@ ENOUGH_STEPS = {"cpu": 900, "cuda": 500}
 """Short runs gain more from steps than from large batches (docs/results/defaults.md)."""
 _CALIBRATION_SHARE = 0.03  # of the budget
 _CALIBRATION_SECONDS = (4.0, 15.0)  # least and most
-_COMPILE_SECONDS = 60.0  # of each size and arm, the first time
-_COMPILE_AGAIN_SECONDS = 15.0  # later, from the cache
-_COMPILE_GAIN = 0.25  # of the training time, at least, on the GPUs it was measured on
 _MICRO_BATCH_BYTES = 16e9  # logits, their gradient and the activations together
 _MICRO_BATCH_SHARE = 0.35  # of the GPU's memory, if that is less
 
@@ -95,7 +92,7 @@ def make_plan(
     check_text(settings, data, length, _batches(device, length)[-1])
     groups = _groups(settings, data, length, derive)
     batch = settings.batch_size or _first_batch(settings, data, device, length)
-    shape = _Shape(settings, data, device, length, batch, compile=bool(settings.compile))
+    shape = _Shape(settings, data, device, length, batch)
     limits = fit.Limits(
         seconds=0.0,
         devices=device.count,
@@ -120,8 +117,13 @@ def make_plan(
                 shape, machine, choice = larger, with_larger, again
     if choice is None:
         raise too_small(settings, machine, groups, arms, clock.limits(limits, machine))
-    if settings.compile is None and device.kind == "cuda" and _worth_compiling(machine, choice, arms):
-        shape = dataclasses.replace(shape, compile=True)
+    worth = device.kind == "cuda" and _worth_compiling(machine, choice, arms)
+    if settings.compile or (settings.compile is None and worth):
+        clock = dataclasses.replace(clock, measuring=clock.measuring + machine.seconds_used)
+        shape, machine = _compiled(shape, machine, choice, arms, measure)
+        choice = fit.choose_measured(machine, groups, arms, clock.limits(limits, machine))
+        if choice is None:
+            raise too_small(settings, machine, groups, arms, clock.limits(limits, machine))
     return _plan(shape, machine, choice, arms)
 
 
@@ -180,7 +182,7 @@ class _Shape:
     device: DeviceInfo
     sequence_length: int
     batch: int
-    compile: bool
+    compile: bool = False
 
     @property
     def step_tokens(self) -> int:
@@ -260,6 +262,7 @@ def _groups(settings: PilotSettings, data: TextData, length: int, derive: Derive
 
 
 def _machine(shape: _Shape, measure: Measure, budget: float) -> fit.Machine:
+    """What is to be measured of this machine, and for how long."""
     least, most = _CALIBRATION_SECONDS
     allowed = min(most, max(least, _CALIBRATION_SHARE * budget))
     evaluated = min(len(shape.data.validation), 8 * shape.sequence_length)
@@ -286,8 +289,25 @@ def _worth_compiling(machine: fit.Machine, choice: fit.Choice, arms: Sequence[Ar
         for arm in arms
     )
     models = len(choice.sizes) * len(arms)
-    compiling = models * (_COMPILE_SECONDS + _COMPILE_AGAIN_SECONDS * (len(choice.seeds) - 1))
-    return trained * _COMPILE_GAIN > 1.5 * compiling
+    compiling = fit.COMPILE_SECONDS + fit.COMPILE_AGAIN_SECONDS * len(choice.seeds)
+    return trained * fit.COMPILE_GAIN > models * compiling
+
+
+def _compiled(
+    shape: _Shape, machine: fit.Machine, choice: fit.Choice, arms: Sequence[Arm], measure: Measure
+) -> tuple[_Shape, fit.Machine]:
+    """The same with compiled models, which are measured again: what compiling gains differs between arms.
+
+    The batch is settled first, since another one is another compilation.
+    """
+    tokens = int(choice.length.tokens / (1 - fit.COMPILE_GAIN))
+    if shape.settings.batch_size is None:
+        shape = dataclasses.replace(shape, batch=batch_for(tokens, shape.device, shape.sequence_length))
+    shape = dataclasses.replace(shape, compile=True)
+    measured = _machine(shape, measure, shape.settings.budget_seconds)
+    models = len(choice.sizes) * len(arms)
+    seconds = models * (fit.COMPILE_SECONDS + measured.seconds_each)
+    return shape, dataclasses.replace(measured, seconds_allowed=seconds, uncompiled=machine)
 
 
 def _plan(shape: _Shape, machine: fit.Machine, choice: fit.Choice, arms: tuple[Arm, Arm]) -> Plan:
@@ -343,8 +363,6 @@ def _run(
     check: bool = False,
 ) -> PlannedRun:
     seconds = fit.run_seconds(machine.pace(size, arm), length)
-    if shape.compile and not shape.settings.compile:  # measured uncompiled
-        seconds += _COMPILE_AGAIN_SECONDS
     return PlannedRun(
         name=f"{size.name}-{arm.name}-seed{seed}" + ("-check" if check else ""),
         role="check" if check else "main",

@@ -21,23 +21,33 @@ class Evaluation(NamedTuple):
     bits_per_byte: float
 
 
-def token_losses(model: Callable[..., Any], batch: Batch) -> Tensor:
-    """Cross entropy of each token in nats, float32 `(batch · time,)`; 0 where there is no target."""
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each token in nats, float32 `(batch · time,)`; 0 where the label is `IGNORED`."""
+    flat = logits.flatten(0, 1).float()
+    return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none")
+
+
+def token_losses(
+    model: Callable[..., Any], batch: Batch, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+) -> Tensor:
+    """`loss`, which may be a compiled `cross_entropy`, of what the model predicts for the batch."""
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-    labels = batch["labels"].flatten()
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORED, reduction="none")
+    return loss(logits, batch["labels"])
 
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, windows: EvaluationWindows, between: Callable[[], None] = lambda: None
+    model: torch.nn.Module,
+    windows: EvaluationWindows,
+    between: Callable[[], None] = lambda: None,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Evaluation:
     """Evaluates and leaves the model in the mode it was in; `between` is called after each batch."""
     was_training = model.training
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64, device=windows.token_bytes.device)
     for batch in windows.batches:
-        losses = token_losses(model, batch).double()
+        losses = token_losses(model, batch, loss).double()
         labels = batch["labels"].flatten()
         sizes = torch.where(labels == IGNORED, 0, windows.token_bytes[labels.clamp_min(0)])
         # `where` and not a product: a loss that is not finite must not reach the other sum.

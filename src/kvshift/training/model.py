@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.models import convert, shift_modules
@@ -75,6 +76,14 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         for name, params, decay, scale in groups
         if params
     ]
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compiles the decoder layers, which share their code: one compilation serves them all, however many
+    there are, and every batch, in training and evaluation, has one shape."""
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(dynamic=False)
 
 
 def tap_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -103,6 +103,8 @@ def _evaluation_seconds(trainer: RunTrainer) -> float:
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        evaluate(trainer.model_wrapped, windows)  # reads the result, so a GPU has finished
+        evaluate(
+            trainer.model_wrapped, windows, loss=trainer.token_loss
+        )  # reads the result, so a GPU has finished
         times.append(time.perf_counter() - start)
     return min(times) * batches

@@ -22,9 +22,9 @@ from kvshift.errors import UsageError
 from kvshift.tasks.text import TextData
 from kvshift.training import checkpoint
 from kvshift.training.data import IGNORED, Batch, EvaluationWindows, TrainingWindows
-from kvshift.training.evaluation import evaluate, token_losses
+from kvshift.training.evaluation import cross_entropy, evaluate, token_losses
 from kvshift.training.meters import Clock
-from kvshift.training.model import build_model, parameter_groups
+from kvshift.training.model import build_model, compile_layers, parameter_groups
 from kvshift.training.recipe import Recipe
 from kvshift.training.schedule import learning_rate_factor
 
@@ -69,8 +69,10 @@ class RunTrainer(Trainer):
         for unwanted in (DefaultFlowCallback, PrinterCallback):
             self.remove_callback(unwanted)
         self.model_accepts_loss_kwargs = True  # with transformers 5.17: the loss is scaled already
+        self.token_loss = cross_entropy
         if recipe.compile:
-            self.model.compile(dynamic=False)  # every batch, in training and evaluation, has one shape
+            compile_layers(self.model)
+            self.token_loss = torch.compile(cross_entropy, dynamic=False)
         self.evaluation_windows = EvaluationWindows(data, recipe, micro).to(arguments.device)
         self.clock = Clock(arguments.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=arguments.device)
@@ -87,7 +89,7 @@ class RunTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The micro-batch's share of the step's mean loss: its tokens' losses over the step's targets."""
-        loss = token_losses(model, inputs).sum() / num_items_in_batch
+        loss = token_losses(model, inputs, self.token_loss).sum() / num_items_in_batch
         return (loss, None) if return_outputs else loss
 
     def training_step(
@@ -159,7 +161,7 @@ class RunTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates on the fixed windows; tells the callback; returns `nats_per_token`, `bits_per_byte`."""
         with self.clock.paused():
-            result = evaluate(self.model_wrapped, self.evaluation_windows, self.between)
+            result = evaluate(self.model_wrapped, self.evaluation_windows, self.between, self.token_loss)
             metrics = result._asdict()
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -285,12 +285,32 @@ def test_on_a_gpu_batches_suit_the_length_and_memory_is_bounded(plan_for: PlanFo
 
 def test_compiling_is_for_long_runs_on_a_gpu(plan_for: PlanFor) -> None:
     data = FakeText(10**9, 5_000_000)
-    short = plan_for(data, machine(1e14, 4e-3), GPU, budget_seconds=600)
+    short = plan_for(data, machine(1e14, 4e-3), GPU, budget_seconds=300)
     long = plan_for(data, machine(1e14, 4e-3), GPU, budget_seconds=6 * 3600)
     assert not short.runs[0].recipe.compile
     assert long.runs[0].recipe.compile
     assert plan_for(data, machine(1e14, 4e-3), GPU, budget_seconds=600, compile=True).runs[0].recipe.compile
     assert not plan_for(data, budget_seconds=36_000).runs[0].recipe.compile
+
+
+@pytest.mark.parametrize("budget", [900, 3600])
+def test_compiled_models_are_measured_and_get_the_time_they_save(plan_for: PlanFor, budget: int) -> None:
+    data = FakeText(10**9, 5_000_000)
+    fake, seen = machine(1e14, 4e-3), []
+
+    def measure(recipe: Recipe, seconds: float) -> Any:
+        seen.append(recipe)
+        return fake(recipe, seconds)
+
+    sizes = ("d256-L5", "d384-L6", "d512-L8")
+    plan = plan_for(data, measure, GPU, budget_seconds=budget, sizes=sizes)
+    eager = plan_for(data, fake, GPU, budget_seconds=budget, sizes=sizes, compile=False)
+    assert all(run.recipe.compile for run in plan.runs)
+    measured = [(recipe.model["hidden_size"], recipe.shift is None) for recipe in seen if recipe.compile]
+    assert len(measured) == len(set(measured)) == 6  # every size and arm, once
+    assert {recipe.batch_size for recipe in seen if recipe.compile} == {plan.runs[0].recipe.batch_size}
+    assert plan.tokens > 1.2 * eager.tokens
+    assert true_seconds(plan, fake) < budget
 
 
 def test_several_gpus_share_the_runs(plan_for: PlanFor) -> None:
