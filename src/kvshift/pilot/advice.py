@@ -74,8 +74,9 @@ def too_small(
     if not sizes:
         name, reason = next(iter(machine.failures.items()))
         return RunsFailedError(f"Size {name} cannot be trained on this machine: {reason}.")
-    used = settings.budget_seconds * (1 - fit.RESERVE) - limits.seconds
-    least = 1.1 * (seconds + used) / (1 - fit.RESERVE)
+    left = 1 - fit.RESERVE[machine.kind]
+    used = settings.budget_seconds * left - limits.seconds
+    least = 1.1 * (seconds + used) / left
     least = math.ceil(least / 10) * 10 if least < 600 else math.ceil(least / 60) * 60
     seeds = len(limits.seeds or (0, 1, 2))
     steps = fit.LEAST_STEPS if limits.tokens is None else -(-limits.tokens // machine.step_tokens)

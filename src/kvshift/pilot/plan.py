@@ -48,6 +48,10 @@ ENOUGH_STEPS = {"cpu": 900, "cuda": 500}
 """Short runs gain more from steps than from large batches (docs/results/defaults.md)."""
 _CALIBRATION_SHARE = 0.03  # of the budget
 _CALIBRATION_SECONDS = (4.0, 15.0)  # least and most
+_CHECKPOINT_SECONDS = {
+    "cpu": 2.0,
+    "cuda": 30.0,
+}  # between two, at least: a GPU's models take a second to write
 _MICRO_BATCH_BYTES = 16e9  # logits, their gradient and the activations together
 _MICRO_BATCH_SHARE = 0.35  # of the GPU's memory, if that is less
 
@@ -201,7 +205,7 @@ class _Shape:
             learning_rate=self.settings.learning_rate or learning_rate(size.hidden),
             evaluations=length.evaluations,
             evaluation_tokens=length.evaluation_tokens,
-            checkpoint_seconds=min(600.0, max(2.0, seconds / 10)),
+            checkpoint_seconds=min(600.0, max(_CHECKPOINT_SECONDS[self.device.kind], seconds / 10)),
             device=self.device.kind,
             compile=self.compile,
         )
@@ -225,7 +229,7 @@ class _Spent:
 
     def limits(self, limits: fit.Limits, machine: fit.Machine) -> fit.Limits:
         used = self.before + self.measuring + max(machine.seconds_used, machine.seconds_allowed)
-        return dataclasses.replace(limits, seconds=self.budget * (1 - fit.RESERVE) - used)
+        return dataclasses.replace(limits, seconds=self.budget * (1 - fit.RESERVE[machine.kind]) - used)
 
 
 def _device(settings: PilotSettings, found: DeviceInfo) -> DeviceInfo:
@@ -283,14 +287,10 @@ def _machine(shape: _Shape, measure: Measure, budget: float) -> fit.Machine:
 
 def _worth_compiling(machine: fit.Machine, choice: fit.Choice, arms: Sequence[Arm]) -> bool:
     """Whether compiled runs save more time than compiling takes; judged by the whole pilot."""
-    trained = sum(
-        choice.length.tokens * machine.pace(size, arm).token * len(choice.seeds)
-        for size in choice.sizes
-        for arm in arms
-    )
-    models = len(choice.sizes) * len(arms)
+    paces = [machine.pace(size, arm) for size in choice.sizes for arm in arms]
+    one_seed = sum(fit.run_seconds(pace, choice.length) - pace.startup for pace in paces)
     compiling = fit.COMPILE_SECONDS + fit.COMPILE_AGAIN_SECONDS * len(choice.seeds)
-    return trained * fit.COMPILE_GAIN > models * compiling
+    return one_seed * len(choice.seeds) * fit.COMPILE_GAIN > len(paces) * compiling
 
 
 def _compiled(
