@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kvshift.models.derived import ShiftedClasses, shifted_classes
 from kvshift.models.families import SHIFTED_PREFIX, Family, family_of, supported_architectures
 from kvshift.models.model import add_taps
 from kvshift.shift import KVShift, KVShiftConfig
+from kvshift.shift.config import Init
 
 _WHERE = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
@@ -23,6 +25,7 @@ def convert(
     model: PreTrainedModel,
     config: KVShiftConfig = KVShiftConfig(),
     *,
+    init: Init | None = None,
     generator: torch.Generator | None = None,
 ) -> PreTrainedModel:
     """Adds KV shift to every attention layer of a causal language model, in place.
@@ -34,17 +37,19 @@ def convert(
     Args:
         model: a Llama, Qwen3 or Mistral causal language model, on any device and of any dtype.
         config: the shift.
+        init: how the taps start: `paper`, `structured` or `identity`, in place of `config.init`'s default.
         generator: draws the taps where `config.init` draws; None: the global one.
 
     Returns:
         The same object.
 
     Raises:
-        UsageError: `config` is not a `KVShiftConfig`.
+        UsageError: `config` is not a `KVShiftConfig`, or `init` is unknown or contradicts it.
         UnsupportedModelError: the model cannot be converted; nothing was changed.
     """
     if not isinstance(config, KVShiftConfig):
         raise UsageError(f"convert was given {config!r} as its configuration; expected a KVShiftConfig.")
+    config = started_as(config, init)
     classes = _check_convertible(model)
     old = model.config
     new = copy.deepcopy(old)
@@ -85,6 +90,21 @@ def shift_modules(model: nn.Module) -> list[KVShift]:
 def is_shifted(model: nn.Module) -> bool:
     """Whether a model has KV shift."""
     return bool(shift_modules(model))
+
+
+def started_as(config: KVShiftConfig, init: Init | None) -> KVShiftConfig:
+    """`config` with its taps starting as `init` says; None leaves it as it is.
+
+    Raises:
+        UsageError: `init` is unknown, or `config.init` was set to another start.
+    """
+    if init is None:
+        return config
+    if config.init not in (init, KVShiftConfig().init):
+        raise UsageError(
+            f"init={init!r} contradicts the configuration's init={config.init!r}; give one of the two."
+        )
+    return dataclasses.replace(config, init=init)
 
 
 def _check_convertible(model: Any) -> ShiftedClasses:
