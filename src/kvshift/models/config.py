@@ -1,16 +1,27 @@
-"""A model's configuration with its KV shift."""
+"""A model's configuration with its KV shift, and how its file keeps other classes from reading it."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from kvshift.shift import KVShiftConfig
+
+_SEALED = re.compile(r"(\d+) of a model with KV shift\b.*")
+_SEAL = "{} of a model with KV shift: import kvshift, then load it as AutoModelForCausalLM or {}"
 
 
 class ShiftedConfig:
     """Placed in front of a family's configuration class: one more field, `kv_shift`.
 
     `kv_shift` is what `KVShiftConfig.to_dict` gives. A `KVShiftConfig` is taken too; None means the default.
+
+    In `config.json` the vocabulary's size is a sentence that begins with the number. Without it
+    `LlamaForCausalLM.from_pretrained(folder)` would drop the taps with a warning and give a model that
+    computes something else; with it, the Llama configuration refuses the file and shows the sentence.
     """
 
     kv_shift: dict | None
@@ -25,3 +36,19 @@ class ShiftedConfig:
     def to_diff_dict(self: Any) -> dict[str, Any]:
         """What `config.json` holds. The shift is always written: a later version's default may differ."""
         return {**super().to_diff_dict(), "kv_shift": self.kv_shift}  # type: ignore[misc]
+
+    def to_json_file(self: Any, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """As in the library, with the vocabulary's size sealed."""
+        values = json.loads(self.to_json_string(use_diff=use_diff))
+        values["vocab_size"] = _SEAL.format(
+            self.vocab_size, type(self).__name__.replace("Config", "ForCausalLM")
+        )
+        Path(json_file_path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the library; reads both a sealed file's values and plain ones."""
+        sealed = _SEALED.fullmatch(str(config_dict.get("vocab_size")))
+        if sealed is not None:
+            config_dict = {**config_dict, "vocab_size": int(sealed[1])}
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
