@@ -1,0 +1,341 @@
+"""Conversion of a checkpoint on disk, without loading the model.
+
+The weights' files are copied as they are, a block at a time, so memory stays the same for any size. What is
+new are a small file with the taps, an index that names it, and the configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from kvshift.errors import OutputError, UnsupportedModelError
+from kvshift.models.derived import ShiftedClasses, shifted_classes
+from kvshift.models.families import family_of
+from kvshift.models.folder import CONFIG, INDEX, WEIGHTS, Folder, read_folder
+from kvshift.models.model import add_taps
+from kvshift.shift import KVShift, KVShiftConfig
+
+TAPS_FILE = "kv_shift.safetensors"
+_BLOCK = 8 << 20
+_WEIGHTS_AND_CODE = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".py",
+)
+_OF_THE_USER = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of the path is a file",
+}
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes written so far and those to be written."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion on disk did."""
+
+    path: Path
+    model_type: str
+    layers: int
+    """Attention layers with taps."""
+    taps: int
+    """Numbers added to the model."""
+    bytes: int
+    """Size of all weights, the taps included."""
+
+
+def convert_folder(
+    source: str | Path,
+    destination: str | Path,
+    config: KVShiftConfig = KVShiftConfig(),
+    *,
+    generator: torch.Generator | None = None,
+    on_progress: Progress | None = None,
+) -> Converted:
+    """Writes a converted copy of a checkpoint folder; the source stays as it is.
+
+    The same tensors, and the same taps from the same `generator`, as loading the model, `kvshift.convert`
+    and `save_pretrained` give. The destination appears only when it is whole.
+
+    Args:
+        source: a folder as `save_pretrained` writes it, in safetensors, sharded or not.
+        destination: a folder that does not exist yet.
+        config: the shift.
+        generator: draws the taps where `config.init` draws; None: the global one.
+
+    Raises:
+        UsageError: `source` is not a folder with a model.
+        UnsupportedModelError: the model cannot be converted, or its files are damaged or contradict its
+            configuration; nothing was written.
+        OutputError: `destination` exists, or cannot be written.
+    """
+    source, destination = Path(source), Path(destination)
+    if destination.exists() or destination.is_symlink():
+        raise OutputError(f"{destination} exists already; name a new folder, or remove it first.")
+    folder = read_folder(source)
+    classes = shifted_classes(family_of(folder.config))
+    model = _skeleton(folder, classes)
+    prefix = _check_weights(folder, model)
+    architecture = _architecture(folder, classes)
+    add_taps(model, classes.causal_lm, config)
+    taps = _draw(model, generator, prefix)
+    with _output_errors(destination), _whole_or_nothing(destination) as temporary:
+        _check_space(folder, destination)
+        _shifted_config(folder.config, classes, config, architecture).save_pretrained(temporary)
+        _copy_companions(source, temporary)
+        _write_weights(folder, taps, temporary, on_progress)
+    layers = sum(isinstance(module, KVShift) for module in model.modules())
+    total = sum(entry.bytes for entry in folder.entries.values()) + sum(map(_size, taps.values()))
+    return Converted(
+        destination, classes.config.model_type, layers, sum(tap.numel() for tap in taps.values()), total
+    )
+
+
+def _skeleton(folder: Folder, classes: ShiftedClasses) -> Any:
+    """The model the configuration describes, without values."""
+    dtype = getattr(folder.config, "dtype", None)
+    if not isinstance(dtype, torch.dtype):  # as the library does: then the weights decide
+        floating = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
+        first = next(iter(folder.entries.values()))
+        dtype = floating.get(first.dtype, torch.float32)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(folder.config), dtype=dtype)
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise UnsupportedModelError(
+            f"{folder.path / CONFIG} describes no model that can be built: {error}"
+        ) from None
+
+
+def _check_weights(folder: Folder, model: Any) -> str:
+    """Compares the files' headers with the configuration's model.
+
+    Returns:
+        What the files' names lack in front: empty, or the base model's place in a checkpoint saved from it.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if tapped := sorted(name for name in folder.entries if ".kv_shift." in name):
+        raise UnsupportedModelError(f"{folder.path} holds taps already ({tapped[0]}); it is converted.")
+    attention = _attention_weights(model)
+    prefix = f"{model.base_model_prefix}."
+    if any(name in folder.entries for name in attention):
+        prefix = ""
+    stored = {prefix + name: entry for name, entry in folder.entries.items()}
+    where = folder.path / CONFIG
+    for name, entry in stored.items():
+        if name in expected and entry.shape != expected[name]:
+            raise UnsupportedModelError(
+                f"{name} in {entry.file} has shape {entry.shape}, and by {where} it should be "
+                f"{expected[name]}. The configuration and the weights are not of the same model."
+            )
+    for name in attention:
+        if name not in stored:
+            raise UnsupportedModelError(
+                f"{where} needs {name}, and no file in {folder.path} has it. Either they are not of the same "
+                "model, or the names are an older layout's: then load it with AutoModelForCausalLM, pass it "
+                "to kvshift.convert and save it."
+            )
+    numberless = {_without_numbers(name) for name in attention}
+    for name in stored:
+        if name not in expected and _without_numbers(name) in numberless:
+            raise UnsupportedModelError(
+                f"{folder.path} holds {name}, a layer that {where} does not have. They are not of the same "
+                "model."
+            )
+    return prefix
+
+
+def _attention_weights(model: Any) -> list[str]:
+    """Names of the parameters of every layer that will get taps."""
+    attentions = tuple(family_of(model.config).attentions)
+    return [
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        if isinstance(module, attentions)
+        for name, _ in module.named_parameters()
+    ]
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "N", name)
+
+
+def _architecture(folder: Folder, classes: ShiftedClasses) -> type:
+    """The class the converted folder names."""
+    named = (getattr(folder.config, "architectures", None) or [None])[0]
+    known = {
+        classes.family.causal_lm.__name__: classes.causal_lm,
+        classes.family.base_model.__name__: classes.base_model,
+    }
+    if named is not None and named not in known:
+        raise UnsupportedModelError(
+            f"{folder.path} holds a {named}; expected a {classes.family.causal_lm.__name__}."
+        )
+    return known.get(named, classes.causal_lm)
+
+
+def _draw(model: Any, generator: torch.Generator | None, prefix: str) -> dict[str, Tensor]:
+    """The taps by their names in the file, drawn in the same order as `convert` draws them."""
+    drawn: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, KVShift):
+            module.to_empty(device="cpu").reset_parameters(generator)
+            for tap, values in module.named_parameters():
+                drawn[f"{name.removeprefix(prefix)}.{tap}"] = values.detach().contiguous()
+    return drawn
+
+
+def _shifted_config(
+    config: PretrainedConfig, classes: ShiftedClasses, shift: KVShiftConfig, architecture: type
+) -> Any:
+    new: Any = copy.deepcopy(config)
+    new.__class__ = classes.config
+    new.kv_shift = shift.to_dict()
+    new.architectures = [architecture.__name__]
+    return new
+
+
+def _copy_companions(source: Path, temporary: Path) -> None:
+    """Tokenizer, generation settings, model card: everything but weights, code and the configuration."""
+    for path in sorted(source.iterdir()):
+        if path.is_dir() and path.name == "additional_chat_templates":
+            shutil.copytree(path, temporary / path.name)
+        elif path.is_file() and not path.name.startswith("."):
+            of_weights = path.name.endswith((*_WEIGHTS_AND_CODE, ".index.json"))
+            if not of_weights and path.name != CONFIG:
+                shutil.copyfile(path, temporary / path.name)
+
+
+def _write_weights(
+    folder: Folder, taps: dict[str, Tensor], temporary: Path, on_progress: Progress | None
+) -> None:
+    total = sum((folder.path / file).stat().st_size for file in folder.files)
+    done = 0
+    for file in folder.files:
+        for copied in _copy(folder.path / file, temporary / _name(file)):
+            done += copied
+            if on_progress is not None:
+                on_progress(done, total)
+    save_file(taps, temporary / TAPS_FILE, metadata={"format": "pt"})
+    (temporary / TAPS_FILE).chmod(0o666 & ~_umask())
+    weight_map = {name: _name(entry.file) for name, entry in folder.entries.items()}
+    metadata = {
+        "total_parameters": sum(entry.elements for entry in folder.entries.values())
+        + sum(tap.numel() for tap in taps.values()),
+        **folder.index,
+        "total_size": sum(entry.bytes for entry in folder.entries.values()) + sum(map(_size, taps.values())),
+    }
+    index = {
+        "metadata": metadata,
+        "weight_map": dict(sorted({**weight_map, **dict.fromkeys(taps, TAPS_FILE)}.items())),
+    }
+    (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _name(file: str) -> str:
+    """A file's name in the copy. `model.safetensors` alone would be all that loaders look at."""
+    return "model-00001-of-00001.safetensors" if file == WEIGHTS else file
+
+
+def _copy(source: Path, target: Path) -> Iterator[int]:
+    """Copies a file to the disk; yields the bytes of each block."""
+    with open(source, "rb", buffering=0) as reading, open(target, "wb", buffering=0) as writing:
+        block = memoryview(bytearray(_BLOCK))
+        while count := reading.readinto(block):
+            written = 0
+            while written < count:
+                written += writing.write(block[written:count])
+            yield count
+        os.fsync(writing.fileno())
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _check_space(folder: Folder, destination: Path) -> None:
+    needed = sum((folder.path / file).stat().st_size for file in folder.files)
+    free = shutil.disk_usage(destination.absolute().parent).free
+    if needed > free:
+        raise OutputError(
+            f"The copy needs {needed / 1e9:.2f} GB, and the disk of {destination} has {free / 1e9:.2f} GB "
+            "free."
+        )
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(destination: Path) -> Iterator[Path]:
+    """A folder beside `destination` that becomes it at the end, or is removed."""
+    parent = destination.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(
+            f"{parent} is not a folder; make it first, or name another place for {destination}."
+        )
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        for path in temporary.iterdir():
+            if path.is_file():
+                _sync(path)
+        _sync(temporary)
+        if destination.exists() or destination.is_symlink():
+            raise OutputError(f"{destination} appeared while it was being written; nothing was replaced.")
+        os.rename(temporary, destination)
+        _sync(parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _output_errors(destination: Path) -> Iterator[None]:
+    """Turns the failures of writing that a user can mend into `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_THE_USER:
+            raise OutputError(f"Cannot write {destination}: {_OF_THE_USER[error.errno]}.") from error
+        raise
