@@ -1,57 +1,32 @@
-"""Tiny models of every family, with weights large enough that attention matters (standard deviation 0.3)."""
+"""Fixtures on the tiny models of `helpers/tiny_models.py`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
+from transformers import PreTrainedModel
 
-import kvshift
+HELPERS = str(Path(__file__).parent / "helpers")
+if HELPERS not in sys.path:
+    sys.path.insert(0, HELPERS)
 
-FAMILIES = ("llama", "mistral", "qwen3")
-VOCABULARY = 61
-PAD = 0
+from tiny_models import TINY, VOCABULARY, make_config, make_shifted, make_vanilla  # noqa: E402
 
-
-def make_config(family: str, **changes):
-    made = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen3": Qwen3Config}[family]
-    values = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": PAD,
-    }
-    if family == "mistral":
-        values["sliding_window"] = 4  # smaller than every sequence in these tests
-    return made(**{**values, **changes})
-
-
-def make_vanilla(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(make_config(family, **changes)).eval().to(dtype)
-
-
-def make_shifted(
-    family: str, shift: kvshift.KVShiftConfig | None = None, *, seed: int = 0, **changes
-) -> PreTrainedModel:
-    shift = shift or kvshift.KVShiftConfig(init="paper")
-    return kvshift.convert(
-        make_vanilla(family, seed=seed, **changes), shift, generator=torch.Generator().manual_seed(seed + 100)
-    )
+FAMILIES = ("llama", "mistral", "qwen3")  # no norm, sliding window, norm of the keys: the depth of the tests
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=sorted(TINY))
+def architecture(request) -> str:
+    """Every supported family and variant, for tests of their width."""
     return request.param
 
 

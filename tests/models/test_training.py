@@ -100,14 +100,16 @@ def test_a_padded_training_step_compiles_as_one_graph(shifted, tokens) -> None:
 
 def test_autocast_shifts_bfloat16_rows_with_float32_taps(family, shifted, tokens) -> None:
     model = shifted(family, SHIFT).train()
-    seen = []
+    seen = {}
     module = shift_modules(model)[0]
-    handle = module.register_forward_hook(lambda _, arguments, output: seen.append((arguments, output)))
+    handle = module.register_forward_hook(
+        lambda _, arguments, output: seen.update({arguments[0]: (arguments[1], output[0])})
+    )
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(**packed(tokens)).loss
     handle.remove()
     loss.backward()
-    (_, k, v), (_, k_hat, v_hat, _) = seen[0]
+    (k, k_hat), (v, v_hat) = seen["k"], seen["v"]
     assert {rows.dtype for rows in (k, v, k_hat, v_hat)} == {torch.bfloat16}
     assert module.k_weight.dtype == module.k_weight.grad.dtype == torch.float32
     # Rounded once, from a sum formed with the taps as they are: not with taps rounded to bfloat16.

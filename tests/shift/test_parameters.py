@@ -130,15 +130,22 @@ def test_forward_is_kv_shift_with_the_taps(settings) -> None:
     module = made(init="paper", shift_queries=True, **settings)
     q, k, v = torch.randn(2, 6, 16, 5), torch.randn(2, 6, 8, 5), torch.randn(2, 6, 8, 5)
     starts = torch.tensor([[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1]]).bool()
-    _, _, _, before = module(torch.randn_like(q), torch.randn_like(k), torch.randn_like(v))
-    q_hat, k_hat, v_hat, state = module(q, k, v, starts=starts, state=before)
+    rows = {"q": q, "k": k, "v": v}
+    before = {name: module(name, torch.randn_like(raw))[1] for name, raw in rows.items()}
+    got = {name: module(name, raw, starts=starts, state=before[name]) for name, raw in rows.items()}
     taps = {part: module.taps(part) for part in PARTS}
-    expected = kv_shift(k, v, taps["k_weight"], taps["v_weight"], starts=starts, state=before)
-    assert torch.equal(k_hat, expected[0])
-    assert torch.equal(v_hat, expected[1])
-    q_expected = shift(q, taps["q_weight"], starts=starts, state=before.q)
-    assert torch.equal(q_hat, q_expected[0])
-    assert all(map(torch.equal, state, (*expected[2][:2], q_expected[1])))
+    state = (before["k"], before["v"])
+    k_hat, v_hat, after = kv_shift(k, v, taps["k_weight"], taps["v_weight"], starts=starts, state=state)
+    assert all(map(torch.equal, got["k"], (k_hat, after.k)))
+    assert all(map(torch.equal, got["v"], (v_hat, after.v)))
+    assert all(map(torch.equal, got["q"], shift(q, taps["q_weight"], starts=starts, state=before["q"])))
+
+
+def test_what_has_no_taps_stays() -> None:
+    rows = torch.randn(2, 6, 8, 5)
+    shifted, state = made(shift_values=False)("v", rows)
+    assert shifted is rows
+    assert state is None
 
 
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "float"])
@@ -169,12 +176,12 @@ def test_moving_to_another_device_keeps_float32() -> None:
 
 def test_autocast_leaves_the_taps_float32() -> None:
     module = made(init="paper")
-    rows = [torch.randn(1, 6, heads, 5).bfloat16() for heads in (16, 8, 8)]
+    k, v = torch.randn(1, 6, 8, 5).bfloat16(), torch.randn(1, 6, 8, 5).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        _, k_hat, v_hat, _ = module(*rows)
+        k_hat, v_hat = module("k", k)[0], module("v", v)[0]
     assert k_hat.dtype == v_hat.dtype == torch.bfloat16
     assert module.taps("k_weight").dtype == torch.float32
-    assert torch.equal(k_hat, shift(rows[1].float(), module.k_weight)[0].bfloat16())
+    assert torch.equal(k_hat, shift(k.float(), module.k_weight)[0].bfloat16())
     k_hat.float().sum().backward()
     assert module.k_weight.grad.dtype == torch.float32
 

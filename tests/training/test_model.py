@@ -78,7 +78,7 @@ def test_configuration_follows_the_data(make_recipe, text):
     [
         ({"model_type": "nonesuch"}, UnsupportedModelError, "nonesuch"),
         ({"model_type": None}, UsageError, "model_type"),
-        ({"model_type": "gpt2", "n_embd": 16, "n_head": 2}, UnsupportedModelError, "gpt2"),
+        ({"model_type": "bloom", "n_head": 2}, UnsupportedModelError, "bloom"),
         ({"max_position_embeddings": 16}, UsageError, "max_position_embeddings"),
         ({"num_attention_heads": 3}, UsageError, "impossible|can be built"),
         ({"hidden_size": "wide"}, UsageError, "wide"),

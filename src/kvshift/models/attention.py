@@ -1,16 +1,23 @@
-"""KV shifting attention inside a Hugging Face attention layer with separate projections."""
+"""KV shifting attention inside any Hugging Face attention layer.
+
+The family's own forward runs, but sees a layer whose projections return shifted rows: right after the
+projections, before any norm of the keys and before rotary embedding (paper §1).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kvshift.errors import UsageError
 from kvshift.models.cache import read_state, write_state
 from kvshift.models.families import Family
+from kvshift.models.layout import Projection
 from kvshift.models.starts import Boundaries
+from kvshift.shift import ShiftState
 
 
 class ShiftedAttention:
@@ -20,54 +27,57 @@ class ShiftedAttention:
     """
 
     family: ClassVar[Family]
+    unshifted: ClassVar[Any]
+    """The family's attention class."""
 
-    def forward(
-        self: Any,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        *,
-        boundaries: Boundaries,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`hidden_states` `(batch, time, hidden)` to the output, shaped alike, and the attention weights."""
-        batch, time = hidden_states.shape[:2]
-        heads = (batch, time, -1, self.head_dim)
-        q = self.q_proj(hidden_states).view(heads)
-        k = self.k_proj(hidden_states).view(heads)
-        v = self.v_proj(hidden_states).view(heads)
+    boundaries: Boundaries | None = None
+    """Where the batch's sequences begin and end, if not given as a keyword; see `carrier.py`."""
 
-        # Right after the projections: before any norm of the keys, before rotary embedding (paper §1).
-        q, k, v, state = self.kv_shift(
-            q,
-            k,
-            v,
-            starts=boundaries.starts,
-            last=boundaries.last,
-            state=read_state(past_key_values, self.layer_idx),
-        )
+    def forward(self: Any, *args: Any, boundaries: Boundaries | None = None, **kwargs: Any) -> Any:
+        """As the family's layer.
 
-        if self.family.query_key_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        q, k = self.family.rotary(q, k, *position_embeddings)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
-            write_state(past_key_values, self.layer_idx, state)
+        Args:
+            boundaries: where the batch's sequences begin and end.
+        """
+        boundaries = self.boundaries if boundaries is None else boundaries
+        if boundaries is None:
+            raise UsageError("A shifted attention layer needs its batch's boundaries; call the whole model.")
+        cache = _cache_among((*args, *kwargs.values()))
+        before = read_state(cache, self.layer_idx) or ShiftState(None, None)
+        raw: dict[str, Tensor | None] = {"k": None, "v": None}
+        after: dict[str, Tensor | None] = {"k": None, "v": None}
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, self.family.eager_attention
-        )
-        output, weights = attend(
-            self,
-            q,
-            k,
-            v,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            sliding_window=self.family.sliding_window(self),
-            **kwargs,
-        )
-        return self.o_proj(output.reshape(batch, time, -1).contiguous()), weights
+        def shift(name: str, rows: Tensor) -> Tensor:
+            if getattr(self.kv_shift, f"{name}_weight") is None:
+                return rows
+            raw[name] = rows
+            shifted, after[name] = self.kv_shift(
+                name, rows, starts=boundaries.starts, state=getattr(before, name), last=boundaries.last
+            )
+            return shifted  # type: ignore[no-any-return]
+
+        projections = self.family.layout.shifted(self, self.kv_shift.head_dim, shift)
+        output = self.unshifted.forward(_Layer(self, projections), *args, **kwargs)
+        if cache is not None:
+            write_state(cache, self.layer_idx, ShiftState(**after), ShiftState(**raw))
+        return output
+
+
+class _Layer:
+    """An attention layer as its family's forward sees it: the same, but for the projections."""
+
+    def __init__(self, layer: Any, projections: Mapping[str, Projection]) -> None:
+        self._layer = layer
+        for name, projection in projections.items():
+            setattr(self, name, projection)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+def _cache_among(values: tuple[Any, ...]) -> Cache | None:
+    """By its type: families call it `past_key_values` or `layer_past`."""
+    for value in values:
+        if isinstance(value, Cache):
+            return value
+    return None

@@ -51,6 +51,7 @@ def convert(
         raise UsageError(f"convert was given {config!r} as its configuration; expected a KVShiftConfig.")
     config = started_as(config, init)
     classes = _check_convertible(model)
+    classes.family.check_shift(config)
     old = model.config
     new = copy.deepcopy(old)
     new.__class__ = classes.config
@@ -152,12 +153,12 @@ def _check_untouched(model: Any, family: Family) -> None:
                 f"{name} is a {type(tensor.data).__name__}: the model is sharded already. Convert it first."
             )
     for name, module in model.named_modules():
-        if isinstance(module, family.attention) and type(module) is not family.attention:
+        if isinstance(module, family.attentions) and type(module) not in family.attentions:
             raise UnsupportedModelError(
-                f"{name} is a {type(module).__name__}, not the library's {family.attention.__name__}; "
+                f"{name} is a {type(module).__name__}, not one of the library's own attention layers; "
                 "convert the model before other changes to its attention."
             )
-        if isinstance(module, family.attention | family.base_model) and "forward" in vars(module):
+        if isinstance(module, (*family.attentions, family.body)) and "forward" in vars(module):
             raise UnsupportedModelError(
                 f"Something has replaced the forward of {name} (device dispatch, kernels or a patch do). "
                 "Convert the model first."

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kvshift.models.attention import ShiftedAttention
+from kvshift.models.carrier import CarryingBase, CarryingLayer
 from kvshift.models.config import ShiftedConfig
 from kvshift.models.families import FAMILIES, SHIFTED_PREFIX, Family
 from kvshift.models.generation import ShiftedGeneration
@@ -28,7 +29,6 @@ class ShiftedClasses:
     config: type
     base_model: type
     causal_lm: type
-    attention: type
 
 
 def shifted_classes(family: Family) -> ShiftedClasses:
@@ -53,19 +53,34 @@ def _derive(family: Family) -> ShiftedClasses:
         kv_shift=None,
         __annotations__={"kv_shift": "dict | None"},
     )
-    attention = derive("Attention", ShiftedAttention, family.attention, family=family)
-    base = derive("Model", ShiftedBase, family.base_model, config_class=config, attention_class=attention)
+    parts = {
+        attention: derive(
+            _suffix(family, attention), ShiftedAttention, attention, family=family, unshifted=attention
+        )
+        for attention in family.attentions
+    }
+    carrying: tuple[type, ...] = ()
+    if family.layer is not None:
+        carrying = (CarryingBase,)
+        parts[family.layer] = derive(_suffix(family, family.layer), CarryingLayer, family.layer)
+    shared = {"config_class": config, "family": family, "part_classes": parts}
+    parts[family.body] = derive(_suffix(family, family.body), ShiftedBase, *carrying, family.body, **shared)
+    base = parts.get(family.base_model)
+    if base is None:  # it hands everything to its body
+        base = derive(_suffix(family, family.base_model), ShiftedModel, family.base_model, **shared)
     causal_lm = derive(
         "ForCausalLM",
         ShiftedGeneration,
         ShiftedModel,
         family.causal_lm,
         GenerationMixin,  # named once more: the library looks for it among the direct bases
-        config_class=config,
-        attention_class=attention,
-        base_class=base,
+        **shared,
     )
-    return ShiftedClasses(family, config, base, causal_lm, attention)
+    return ShiftedClasses(family, config, base, causal_lm)
+
+
+def _suffix(family: Family, part: type) -> str:
+    return part.__name__.removeprefix(family.name)
 
 
 def _register(classes: ShiftedClasses) -> None:

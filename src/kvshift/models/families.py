@@ -1,92 +1,167 @@
-"""What differs between the supported model families, one entry each.
+"""The supported model families, one entry each.
 
-To add a family whose attention projects queries, keys and values separately, add an entry. Everything else
-(the shifted classes, their registration, starts, cache, conversion, saving) follows from it.
+An entry says what the library calls a family's classes and how its attention projects. Everything else (the
+shifted classes, their registration, starts, cache, conversion, saving) follows from it.
+docs/guides/families.md tells how to add one.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PretrainedConfig
-from transformers.models.llama import modeling_llama as llama
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.mistral import modeling_mistral as mistral
-from transformers.models.mistral.configuration_mistral import MistralConfig
-from transformers.models.qwen3 import modeling_qwen3 as qwen3
-from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 from kvshift.errors import UnsupportedModelError
+from kvshift.models.layout import Fused, Layout, Separate
+from kvshift.shift import KVShiftConfig
 
 SHIFTED_PREFIX = "kvshift_"
+_THREE = Separate()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Family:
     """One architecture as the Hugging Face library writes it."""
 
     name: str
-    """Middle of the shifted classes' names: `Llama` gives `KVShiftLlamaForCausalLM`."""
+    """How its classes' names begin: `Llama` for `LlamaForCausalLM`, and for `KVShiftLlamaForCausalLM`."""
 
-    config: type
-    base_model: type
-    causal_lm: type
-    attention: type
+    module: str
+    """Its folder in `transformers.models`."""
 
-    rotary: Callable[..., Any]
-    """The family's `apply_rotary_pos_emb(q, k, cos, sin)`."""
+    layout: Layout = _THREE
+    """How its attention projects."""
 
-    eager_attention: Callable[..., Any]
-    """The family's attention function for `attn_implementation="eager"`."""
+    causal_lm_name: str = "{}ForCausalLM"
+    base_name: str = "{}Model"
+    body_name: str | None = None
+    """The class that runs the layers, where that is not the base model."""
 
-    sliding_window: Callable[[Any], int | None]
-    """How an attention layer knows its sliding window; None: it sees everything before it."""
+    attention_names: tuple[str, ...] = ("{}Attention",)
+    head_dim: Callable[[Any], int] = lambda attention: attention.head_dim
 
-    query_key_norm: bool
-    """Queries and keys go through `q_norm` and `k_norm`, head by head, after their projections."""
+    carrier: str | None = None
+    """The decoder layer's class, where keywords given to the model do not reach its attention."""
+
+    queries: bool = True
+    """Whether queries can be shifted too."""
+
+    refused: Callable[[Any], str | None] = lambda config: None
+    """What in a configuration is in the way, as a half-sentence; None: nothing."""
+
+    def check_shift(self, shift: KVShiftConfig) -> None:
+        """Raises UnsupportedModelError if the family cannot have this shift."""
+        if shift.shift_queries and not self.queries:
+            raise UnsupportedModelError(
+                f"shift_queries=True, but {self.model_type!r} projects queries and a gate together, and only "
+                "queries could be shifted. Leave shift_queries out."
+            )
+
+    @functools.cached_property
+    def _library(self) -> Any:
+        return importlib.import_module(f"transformers.models.{self.module}.modeling_{self.module}")
+
+    def _class(self, name: str) -> Any:
+        return getattr(self._library, name.format(self.name))
+
+    @functools.cached_property
+    def causal_lm(self) -> Any:
+        return self._class(self.causal_lm_name)
+
+    @functools.cached_property
+    def base_model(self) -> Any:
+        return self._class(self.base_name)
+
+    @functools.cached_property
+    def body(self) -> Any:
+        """The class that every forward passes through and that runs the layers."""
+        return self._class(self.body_name or self.base_name)
+
+    @functools.cached_property
+    def attentions(self) -> tuple[Any, ...]:
+        return tuple(
+            self._class(name)
+            for name in self.attention_names
+            if hasattr(self._library, name.format(self.name))
+        )
+
+    @functools.cached_property
+    def layer(self) -> Any:
+        return self._class(self.carrier) if self.carrier else None
+
+    @functools.cached_property
+    def config(self) -> Any:
+        return self.causal_lm.config_class
 
     @property
     def model_type(self) -> str:
         """The library's name of the unshifted architecture, as `config.json` has it."""
-        return str(self.config.model_type)  # type: ignore[attr-defined]
+        return str(self.config.model_type)
+
+
+def _falcon_kv_heads(attention: Any) -> int:
+    if attention.new_decoder_architecture:
+        return int(attention.num_kv_heads)
+    return 1 if attention.multi_query else int(attention.num_heads)
 
 
 FAMILIES = (
+    Family("Cohere", "cohere"),
     Family(
-        name="Llama",
-        config=LlamaConfig,
-        base_model=llama.LlamaModel,
-        causal_lm=llama.LlamaForCausalLM,
-        attention=llama.LlamaAttention,
-        rotary=llama.apply_rotary_pos_emb,
-        eager_attention=llama.eager_attention_forward,
-        sliding_window=lambda attention: None,
-        query_key_norm=False,
+        "Falcon",
+        "falcon",
+        Fused("query_key_value", lambda a: a.num_heads, _falcon_kv_heads, grouped=True),
+        attention_names=("{}Attention", "{}FlashAttention2"),
+        carrier="{}DecoderLayer",
+    ),
+    Family("FalconH1", "falcon_h1"),
+    Family("Gemma2", "gemma2"),
+    Family("Gemma3", "gemma3", base_name="{}TextModel"),
+    Family(
+        "GPT2",
+        "gpt2",
+        Fused("c_attn", lambda a: a.num_heads, lambda a: a.num_heads),
+        causal_lm_name="{}LMHeadModel",
+        refused=lambda config: "it attends to an encoder" if config.add_cross_attention else None,
     ),
     Family(
-        name="Mistral",
-        config=MistralConfig,
-        base_model=mistral.MistralModel,
-        causal_lm=mistral.MistralForCausalLM,
-        attention=mistral.MistralAttention,
-        rotary=mistral.apply_rotary_pos_emb,
-        eager_attention=mistral.eager_attention_forward,
-        sliding_window=lambda attention: attention.config.sliding_window,
-        query_key_norm=False,
+        "GPTNeoX",
+        "gpt_neox",
+        Fused(
+            "query_key_value",
+            lambda a: a.config.num_attention_heads,
+            lambda a: a.config.num_attention_heads,
+            grouped=True,
+        ),
+        head_dim=lambda attention: attention.head_size,
     ),
+    Family("GptOss", "gpt_oss"),
+    Family("Granite", "granite"),
+    Family("Jamba", "jamba"),
+    Family("Llama", "llama"),
+    Family("Llama4", "llama4", base_name="{}TextModel", attention_names=("{}TextAttention",)),
+    Family("Mistral", "mistral"),
+    Family("Mixtral", "mixtral"),
+    Family("OPT", "opt", body_name="{}Decoder"),
+    Family("Olmo2", "olmo2"),
+    Family("Olmo3", "olmo3"),
+    Family("Phi", "phi"),
     Family(
-        name="Qwen3",
-        config=Qwen3Config,
-        base_model=qwen3.Qwen3Model,
-        causal_lm=qwen3.Qwen3ForCausalLM,
-        attention=qwen3.Qwen3Attention,
-        rotary=qwen3.apply_rotary_pos_emb,
-        eager_attention=qwen3.eager_attention_forward,
-        sliding_window=lambda attention: attention.sliding_window,
-        query_key_norm=True,
+        "Phi3",
+        "phi3",
+        Fused("qkv_proj", lambda a: a.config.num_attention_heads, lambda a: a.num_key_value_heads),
     ),
+    Family("Qwen2", "qwen2"),
+    Family("Qwen3", "qwen3"),
+    Family("Qwen3Moe", "qwen3_moe"),
+    Family("Qwen3Next", "qwen3_next", queries=False),  # its query projection also gives a gate
+    Family("SmolLM3", "smollm3"),
+    Family("StableLm", "stablelm", carrier="{}DecoderLayer"),
+    Family("Starcoder2", "starcoder2"),
 )
 
 
@@ -116,6 +191,8 @@ def family_of(config: PretrainedConfig) -> Family:
         )
     for family in FAMILIES:
         if type(config) is family.config:
+            if reason := family.refused(config):
+                raise UnsupportedModelError(f"This {model_type!r} model cannot be shifted: {reason}.")
             return family
     raise UnsupportedModelError(f"The architecture {model_type!r} is not supported; supported: {known}.")
 

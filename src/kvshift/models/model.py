@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from kvshift.errors import UnsupportedModelError
-from kvshift.models.cache import new_cache, prepare_cache
-from kvshift.models.starts import find_boundaries, is_packed
+from kvshift.models.cache import Layout, layout_of, new_cache, prepare_cache, set_boundaries
+from kvshift.models.families import Family
+from kvshift.models.starts import Boundaries, find_boundaries, is_4d, is_packed
 from kvshift.shift import KVShift, KVShiftConfig
 
 TAPS = "kv_shift"
@@ -24,8 +25,9 @@ class ShiftedModel:
     """Placed in front of a family's model class: a `KVShift` in every attention layer."""
 
     config_class: ClassVar[type]
-    attention_class: ClassVar[type]
-    base_class: ClassVar[type]
+    family: ClassVar[Family]
+    part_classes: ClassVar[dict[type, type]]
+    """What is changed inside of the model, each class with its shifted one."""
 
     def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -101,38 +103,45 @@ class ShiftedBase(ShiftedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        boundaries: Boundaries | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the family's model.
 
+        Args:
+            boundaries: where the batch's sequences begin and end, if known; `generate` gives them.
+
         Raises:
-            UnsupportedModelError: the mask, the cache or their combination is not supported yet.
+            UnsupportedModelError: the mask, the cache or their combination is not supported.
         """
         if "cache" in kwargs:
             raise UnsupportedModelError(
-                "A KV shift model does not do continuous batching yet: its steps mix several requests."
+                "A KV shift model does not do continuous batching: its steps mix several requests."
             )
         if (tokens := inputs_embeds if input_ids is None else input_ids) is None:
             raise ValueError("A model needs input_ids or inputs_embeds.")
         batch, time = tokens.shape[:2]
-        if past_key_values is None and position_ids is not None and attention_mask is None:
-            use_cache = self._cache_unless_packed(position_ids, use_cache)
-        elif past_key_values is not None and position_ids is not None and attention_mask is None and time > 1:
-            self._cache_unless_packed(position_ids, True)
+        if boundaries is None:
+            use_cache = self._cache_unless_unsafe(
+                attention_mask, position_ids, past_key_values is not None, use_cache, time
+            )
         if past_key_values is not None:
-            past_key_values = prepare_cache(past_key_values)
+            past_key_values = prepare_cache(past_key_values, self._cache_layout(), batch)
         elif self._wants_cache(use_cache):
-            past_key_values = new_cache(self.config)
-        boundaries = find_boundaries(
-            batch,
-            time,
-            tokens.device,
-            past=past_key_values.get_seq_length() if past_key_values is not None else 0,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            seq_idx=kwargs.get("seq_idx"),
-            cu_seq_lens=kwargs.get("cu_seq_lens_q"),
-        )
+            past_key_values = new_cache(self.config, self._cache_layout())
+        if boundaries is None:
+            boundaries = find_boundaries(
+                batch,
+                time,
+                tokens.device,
+                past=past_key_values.get_seq_length() if past_key_values is not None else 0,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                seq_idx=kwargs.get("seq_idx"),
+                cu_seq_lens=kwargs.get("cu_seq_lens_q"),
+            )
+        if past_key_values is not None:
+            set_boundaries(past_key_values, boundaries)
         return super().forward(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -144,19 +153,44 @@ class ShiftedBase(ShiftedModel):
             **kwargs,
         )
 
+    def _cache_layout(self: Any) -> Layout:
+        if "kv_shift_layout" not in vars(self):
+            self.kv_shift_layout = layout_of(self)
+        return self.kv_shift_layout  # type: ignore[no-any-return]
+
     def _wants_cache(self: Any, use_cache: bool | None) -> bool:
         recomputes = self.gradient_checkpointing and self.training
         return bool(self.config.use_cache if use_cache is None else use_cache) and not recomputes
 
-    def _cache_unless_packed(self: Any, position_ids: Tensor, use_cache: bool | None) -> bool | None:
-        """Packed documents need no cache, and the library's attention keeps them apart only without one."""
-        if not self._wants_cache(use_cache):
+    def _cache_unless_unsafe(
+        self: Any,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        cached: bool,
+        use_cache: bool | None,
+        time: int,
+    ) -> bool | None:
+        """What `use_cache` must be; batches that cannot be cached exactly are not, unless that was asked for.
+
+        Packed documents need no cache, and the library's attention keeps them apart only without one. A 4-D
+        mask does not say what is padding, which must not become state.
+        """
+        if not cached and not self._wants_cache(use_cache):
+            return use_cache
+        if is_4d(attention_mask):
+            if use_cache is None and not cached:
+                return False
+            raise UnsupportedModelError(
+                "A 4-D attention mask does not say which tokens are padding, and padding must not be cached "
+                "as a sequence's last token. Pass the 2-D mask of real tokens, or use_cache=False."
+            )
+        if attention_mask is not None or position_ids is None or (cached and time == 1):
             return use_cache
         if torch.compiler.is_compiling():  # what the positions are cannot be asked in a compiled graph
-            return False if use_cache is None else use_cache
+            return False if use_cache is None and not cached else use_cache
         if not is_packed(position_ids):
             return use_cache
-        if use_cache is None:
+        if use_cache is None and not cached:
             return False
         raise UnsupportedModelError(
             "These position_ids restart inside a row, as packed documents do, and packed documents cannot "
@@ -166,27 +200,31 @@ class ShiftedBase(ShiftedModel):
 
 
 def add_taps(model: Any, model_class: type, shift: KVShiftConfig) -> None:
-    """Gives every attention layer of a model, and the model itself, its shifted class and its taps.
+    """Gives a model and its parts their shifted classes, and every attention layer its taps.
 
     The taps have no values yet. `model` is a family's base model or causal language model, with weights or on
     the meta device; `model_class` is the shifted class that it becomes.
     """
-    base_class = getattr(model_class, "base_class", model_class)
-    base = model.base_model
-    base.__class__, model.__class__ = base_class, model_class
-    for part in (model, base):
-        # The library fills this table when a model is built, under the class it had then.
-        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(part)), part._can_record_outputs)
-    for layer in base.layers:
-        attention = layer.self_attn
-        attention.__class__ = model_class.attention_class  # type: ignore[attr-defined]
-        taps = KVShift(
-            shift,
-            kv_heads=attention.k_proj.out_features // attention.head_dim,
-            query_heads=attention.q_proj.out_features // attention.head_dim,
-            head_dim=attention.head_dim,
-        )
-        weight = attention.k_proj.weight
-        # A tap's own dtype is what the library loads it in: float32, or float64 in a model of float64.
-        taps.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        attention.kv_shift = taps.train(attention.training)
+    family: Family = model_class.family  # type: ignore[attr-defined]
+    family.check_shift(shift)
+    parts = model_class.part_classes  # type: ignore[attr-defined]
+    for part in model.modules():
+        shifted = model_class if part is model else parts.get(type(part))
+        if shifted is None:
+            continue
+        part.__class__ = shifted
+        if isinstance(part, PreTrainedModel):
+            # The library fills this table when a model is built, under the class it had then.
+            dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(part)), part._can_record_outputs)
+        if hasattr(shifted, "unshifted"):  # attention
+            part.kv_shift = _taps_for(part, family, shift)
+
+
+def _taps_for(attention: Any, family: Family, shift: KVShiftConfig) -> KVShift:
+    head_dim = family.head_dim(attention)
+    query_heads, kv_heads = family.layout.heads(attention, head_dim)
+    taps = KVShift(shift, kv_heads=kv_heads, query_heads=query_heads, head_dim=head_dim)
+    weight = family.layout.key_weight(attention)
+    # A tap's own dtype is what the library loads it in: float32, or float64 in a model of float64.
+    taps.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    return taps.train(attention.training)

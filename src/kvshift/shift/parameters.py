@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kvshift.shift.config import KVShiftConfig
-from kvshift.shift.definition import ShiftState, kv_shift, shift
+from kvshift.shift.definition import shift
 
 
 class KVShift(nn.Module):
@@ -68,24 +68,27 @@ class KVShift(nn.Module):
 
     def forward(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        name: str,
+        rows: Tensor,
         *,
         starts: Tensor | None = None,
-        state: ShiftState | None = None,
+        state: Tensor | None = None,
         last: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, ShiftState]:
-        """Shifts raw projections, each `(batch, time, heads, head_dim)`; see `kv_shift`."""
-        k, v, new_state = kv_shift(
-            k, v, self.taps("k_weight"), self.taps("v_weight"), starts=starts, state=state, last=last
-        )
-        q_taps = self.taps("q_weight")
-        if q_taps is not None:
-            q_before = None if state is None else state.q
-            q, q_state = shift(q, q_taps, starts=starts, state=q_before, last=last)
-            new_state = new_state._replace(q=q_state)
-        return q, k, v, new_state
+    ) -> tuple[Tensor, Tensor | None]:
+        """Shifts one projection; what has no taps is returned as it is.
+
+        Args:
+            name: `q`, `k` or `v`.
+            rows: raw rows, `(batch, time, heads, head_dim)`.
+            starts, state, last: see `kvshift.shift.shift`.
+
+        Returns:
+            The shifted rows, and the state for the call that continues them.
+        """
+        taps = self.taps(f"{name}_weight")
+        if taps is None:
+            return rows, None
+        return shift(rows, taps, starts=starts, state=state, last=last)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def at_least_float32(tensor: Tensor) -> Tensor:

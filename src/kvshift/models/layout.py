@@ -1,0 +1,105 @@
+"""How attention layers project queries, keys and values, and where a shift goes in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Shift = Callable[[str, Tensor], Tensor]
+"""`("q", "k" or "v", rows)` to the rows to be used instead, both `(batch, time, heads, head_dim)`."""
+
+Projection = Callable[[Tensor], Tensor]
+"""`(batch, time, hidden)` to `(batch, time, features)`, as the layer's own module."""
+
+
+class Layout(Protocol):
+    """The projections of one attention layer; `attention` is the layer, `head_dim` the size of a head."""
+
+    def heads(self, attention: Any, head_dim: int) -> tuple[int, int]:
+        """Query heads and KV heads."""
+        ...
+
+    def shifted(self, attention: Any, head_dim: int, shift: Shift) -> dict[str, Projection]:
+        """What stands in for the layer's projections, by name. The layer's modules are looked up now, so
+        that adapters put around or into them are shifted too."""
+        ...
+
+    def key_weight(self, attention: Any) -> Tensor:
+        """A weight of the key projection: where the taps live and how wide they are follows from it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Separate:
+    """Three modules."""
+
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+
+    def heads(self, attention: Any, head_dim: int) -> tuple[int, int]:
+        query, key = getattr(attention, self.query), getattr(attention, self.key)
+        return query.out_features // head_dim, key.out_features // head_dim
+
+    def shifted(self, attention: Any, head_dim: int, shift: Shift) -> dict[str, Projection]:
+        def through(name: str, module: str) -> Projection:
+            projection = getattr(attention, module)
+
+            def project(hidden: Tensor) -> Tensor:
+                rows = projection(hidden).unflatten(-1, (-1, head_dim))
+                return shift(name, rows).flatten(-2)
+
+            return project
+
+        return {
+            self.query: through("q", self.query),
+            self.key: through("k", self.key),
+            self.value: through("v", self.value),
+        }
+
+    def key_weight(self, attention: Any) -> Tensor:
+        return getattr(attention, self.key).weight  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One module.
+
+    Args:
+        projection: its name in the layer.
+        query_heads, kv_heads: how a layer tells them.
+        grouped: its output holds, KV head after KV head, that head's queries, its key and its value; else
+            all queries, then all keys, then all values.
+    """
+
+    projection: str
+    query_heads: Callable[[Any], int]
+    kv_heads: Callable[[Any], int]
+    grouped: bool = False
+
+    def heads(self, attention: Any, head_dim: int) -> tuple[int, int]:
+        return self.query_heads(attention), self.kv_heads(attention)
+
+    def shifted(self, attention: Any, head_dim: int, shift: Shift) -> dict[str, Projection]:
+        projection = getattr(attention, self.projection)
+        queries, keys = self.heads(attention, head_dim)
+
+        def by_kind(hidden: Tensor) -> Tensor:
+            rows = projection(hidden).unflatten(-1, (-1, head_dim))
+            q, k, v = rows.split((queries, keys, keys), dim=-2)
+            return torch.cat((shift("q", q), shift("k", k), shift("v", v)), dim=-2).flatten(-2)
+
+        def by_group(hidden: Tensor) -> Tensor:
+            rows = projection(hidden).unflatten(-1, (keys, queries // keys + 2, head_dim))
+            q = shift("q", rows[..., :-2, :].flatten(-3, -2)).unflatten(-2, (keys, queries // keys))
+            k, v = shift("k", rows[..., -2, :]), shift("v", rows[..., -1, :])
+            return torch.cat((q, k.unsqueeze(-2), v.unsqueeze(-2)), dim=-2).flatten(-3)
+
+        return {self.projection: by_group if self.grouped else by_kind}
+
+    def key_weight(self, attention: Any) -> Tensor:
+        return getattr(attention, self.projection).weight  # type: ignore[no-any-return]
