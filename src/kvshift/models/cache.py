@@ -1,8 +1,7 @@
 """The raw rows that decoding needs, kept beside the keys and values they belong to.
 
 A layer of the Hugging Face cache holds shifted, rotated keys and shifted values. The next token also needs
-the last raw rows. They live in the same cache layer, so whatever reorders, repeats, selects or resets the
-batch moves both together.
+the last raw rows. They live in the same cache layer (`rows.py`), so whatever moves the batch moves both.
 """
 
 from __future__ import annotations
@@ -10,134 +9,115 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import PretrainedConfig
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from kvshift.errors import UnsupportedModelError
-from kvshift.shift import ShiftState
+from kvshift.models.rows import RawRows, RowShapes, with_raw_rows
+from kvshift.models.starts import Boundaries
+from kvshift.shift import KVShift, ShiftState
 
-WHAT_WORKS = (
-    "Greedy decoding, sampling and beam search work with the dynamic cache (`DynamicCache`, the default)."
-)
-
-
-class _RawRows(CacheLayerMixin):
-    """Placed in front of a cache layer class: the same layer with raw rows."""
-
-    raw_rows: ShiftState | None = None
-
-    def reset(self: Any) -> None:
-        super().reset()
-        # transformers before 5.23 zeroes the keys and values and keeps their length: an empty layer is meant.
-        self.keys = self.values = None
-        self.is_initialized = False
-        self.raw_rows = None
-
-    def reorder_cache(self: Any, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        self._each_row(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
-
-    def batch_repeat_interleave(self: Any, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._each_row(lambda rows: rows.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self: Any, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._each_row(lambda rows: rows[indices, ...])
-
-    def crop(self: Any, tokens_to_remove: int) -> None:
-        raise UnsupportedModelError(
-            "A KV shift model's cache cannot be cropped yet: the raw rows before the cut are gone. "
-            f"{WHAT_WORKS}"
-        )
-
-    def activate_past_recording(self: Any) -> None:
-        self.crop(0)
-
-    def offload(self: Any) -> None:
-        raise UnsupportedModelError(f"A KV shift model's cache cannot be offloaded yet. {WHAT_WORKS}")
-
-    def prefetch(self: Any) -> None:
-        self.offload()
-
-    def _each_row(self, change: Any) -> None:
-        if self.raw_rows is not None:
-            self.raw_rows = ShiftState(*(None if rows is None else change(rows) for rows in self.raw_rows))
+Layout = dict[int, RowShapes]
+"""What each attention layer of a model keeps, by the layer's place in the cache."""
 
 
-class ShiftedDynamicLayer(_RawRows, DynamicLayer):
-    """A growing cache layer with raw rows."""
+def layout_of(model: nn.Module) -> Layout:
+    """What a shifted model keeps in its cache."""
+    return {
+        module.layer_idx: RowShapes.of(module.kv_shift)
+        for module in model.modules()
+        if isinstance(getattr(module, "kv_shift", None), KVShift)
+    }
 
 
-class ShiftedSlidingWindowLayer(_RawRows, DynamicSlidingWindowLayer):
-    """A sliding-window cache layer with raw rows."""
-
-
-_WITH_RAW_ROWS: dict[type, type] = {
-    DynamicLayer: ShiftedDynamicLayer,
-    DynamicSlidingWindowLayer: ShiftedSlidingWindowLayer,
-}
-
-
-def new_cache(config: PretrainedConfig) -> DynamicCache:
+def new_cache(config: PretrainedConfig, layout: Layout) -> Cache:
     """An empty dynamic cache for a shifted model."""
-    cache = DynamicCache(config=config)
-    cache.layers = [
-        ShiftedSlidingWindowLayer(layer.sliding_window) if layer.is_sliding else ShiftedDynamicLayer()
-        for layer in cache.layers
-    ]
-    return cache
+    return prepare_cache(DynamicCache(config=config), layout)
 
 
-def prepare_cache(cache: Cache) -> Cache:
-    """Gives every layer of a cache its place for raw rows, in the caller's own object.
+def prepare_cache(cache: Any, layout: Layout, batch: int | None = None) -> Cache:
+    """Gives every attention layer of a cache its place for raw rows, in the caller's own object.
+
+    Args:
+        layout: what the model keeps.
+        batch: sequences that will be continued, if known.
 
     Raises:
-        UnsupportedModelError: this kind of cache is not exactly right yet, or an unshifted model filled it.
+        UnsupportedModelError: there is no place for raw rows in this kind of cache, or it was filled by
+            another model, or for another batch.
     """
-    if type(cache) is not DynamicCache:
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise UnsupportedModelError(
-            f"A KV shift model cannot generate with a {type(cache).__name__} yet. {WHAT_WORKS}"
+            f"A KV shift model cannot use a {type(cache).__name__} as its cache. Use a DynamicCache, a "
+            "StaticCache or another cache of `transformers.cache_utils` for decoders."
         )
-    if cache.offloading:
-        raise UnsupportedModelError(f"A KV shift model's cache cannot be offloaded yet. {WHAT_WORKS}")
-    for layer in cache.layers:
-        if isinstance(layer, _RawRows):
-            continue
-        if type(layer) not in _WITH_RAW_ROWS:
-            raise UnsupportedModelError(
-                f"A KV shift model cannot use a cache layer of class {type(layer).__name__} yet. {WHAT_WORKS}"
-            )
-        if layer.get_seq_length() > 0:
-            raise UnsupportedModelError(
-                "This cache holds tokens without the raw rows KV shift needs: an unshifted model filled it, "
-                "or it was rebuilt from keys and values. Start from an empty DynamicCache."
-            )
-        if getattr(layer, "record_past", False):
-            raise UnsupportedModelError(f"A KV shift model's cache cannot record its past yet. {WHAT_WORKS}")
-        layer.__class__ = _WITH_RAW_ROWS[type(layer)]
-    if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = ShiftedDynamicLayer
+    if (layer_class := cache.layer_class_to_replicate) is not None:
+        # Made now, not by the first update: assisted decoding switches their recording on before that.
+        while len(cache.layers) <= max(layout):
+            cache.layers.append(layer_class())
+    if len(cache.layers) <= max(layout):
+        raise UnsupportedModelError(
+            f"This cache has {len(cache.layers)} layers; the model needs {max(layout) + 1}. Make it with the "
+            "model's own configuration."
+        )
+    for index, shapes in layout.items():
+        layer = cache.layers[index]
+        if not isinstance(layer, RawRows):
+            _give_rows(layer, shapes)
+        elif not torch.compiler.is_compiling():
+            _check_rows(layer, shapes, batch)
     return cache
 
 
 def read_state(cache: Cache | None, layer_index: int) -> ShiftState | None:
     """The raw rows that precede the next token of one layer; None at the beginning."""
-    if cache is None or layer_index >= len(cache.layers):
-        return None
-    return cache.layers[layer_index].raw_rows
+    return None if cache is None else cache.layers[layer_index].raw_rows
 
 
-def write_state(cache: Cache, layer_index: int, state: ShiftState) -> None:
-    """Keeps the raw rows for the next call."""
-    # Copied: a slice would keep the raw rows of the whole prompt alive.
-    cache.layers[layer_index].raw_rows = ShiftState(
-        *(None if rows is None else rows.clone(memory_format=torch.contiguous_format) for rows in state)
-    )
+def write_state(cache: Cache, layer_index: int, state: ShiftState, raw: ShiftState) -> None:
+    """Keeps the raw rows for the next call.
+
+    Args:
+        state: what the shift returned for this call.
+        raw: this call's raw rows, `(batch, time, heads, head_dim)` each, None where nothing is shifted.
+    """
+    cache.layers[layer_index].write(state, raw, getattr(cache, "kv_shift_boundaries", None))
+
+
+def set_boundaries(cache: Cache, boundaries: Boundaries) -> None:
+    """Says where sequences begin and end in the call that comes next."""
+    if not torch.compiler.is_compiling():
+        cache.kv_shift_boundaries = boundaries
+
+
+def _give_rows(layer: Any, shapes: RowShapes) -> None:
+    shifted = with_raw_rows(type(layer))
+    if layer.is_initialized and layer.get_seq_length() > 0:
+        raise UnsupportedModelError(
+            "This cache holds tokens without the raw rows KV shift needs: an unshifted model filled it, "
+            "or it was rebuilt from keys and values. Start from an empty cache."
+        )
+    layer.__class__ = shifted
+    layer.begin(shapes)
+
+
+def _check_rows(layer: RawRows, shapes: RowShapes, batch: int | None) -> None:
+    if layer.stale:
+        raise UnsupportedModelError(
+            "This cache holds tokens without the raw rows KV shift needs: an unshifted model continued it, "
+            "or a forward stopped halfway. Start from an empty cache."
+        )
+    for rows, shape in zip(layer.raw_rows or (), shapes, strict=False):
+        if (rows is None) != (shape is None) or (rows is not None and tuple(rows.shape[1:]) != shape):
+            raise UnsupportedModelError(
+                "This cache was filled by another model: its raw rows have shape "
+                f"{None if rows is None else tuple(rows.shape[1:])}, this model's {shape} (window - 1, "
+                "heads, head_dim). Start from an empty cache."
+            )
+        if rows is not None and batch is not None and len(rows) != batch:
+            raise UnsupportedModelError(
+                f"This cache holds {len(rows)} sequences and the batch has {batch}. Keep the batch as "
+                "it was, change the cache with batch_select_indices or batch_repeat_interleave, or start "
+                "from an empty one."
+            )

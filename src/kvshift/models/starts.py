@@ -12,7 +12,7 @@ sequences, and zeros where one has not begun.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -29,13 +29,16 @@ class Boundaries(NamedTuple):
     last: Tensor | None
     """`(batch,)` column of each row's last real token, -1 where there is none; None: the last column."""
 
+    real: Tensor | None = None
+    """`(batch, time)` bool, False on padding; None: nothing is padding."""
+
 
 def find_boundaries(
     batch: int,
     time: int,
     device: torch.device,
     *,
-    past: int = 0,
+    past: int | Tensor = 0,
     attention_mask: object = None,
     position_ids: Tensor | None = None,
     seq_idx: Tensor | None = None,
@@ -44,14 +47,16 @@ def find_boundaries(
     """The boundaries of a batch of `time` tokens that follow `past` cached ones.
 
     Args:
-        attention_mask: `(batch, past + time)`, non-zero where a token is real.
+        past: a tensor where the cache is static; the mask may then have columns for tokens to come.
+        attention_mask: `(batch, past + time)`, non-zero where a token is real; or `(batch, 1 or heads, time,
+            past + time)`, True or 0.0 where a token is seen, together with something that tells starts.
         position_ids: `(batch or 1, time)`.
         seq_idx: `(batch or 1, time)`, the number of each token's document.
         cu_seq_lens: offsets of the documents in the flattened batch, from 0 to `batch * time`.
 
     Raises:
-        UnsupportedModelError: the mask does not say which tokens are padding, or has padding in the middle
-            of a sequence.
+        UnsupportedModelError: the mask does not say which tokens are padding, contradicts the starts, or has
+            padding in the middle of a sequence.
     """
     found = []
     if position_ids is not None:
@@ -70,14 +75,21 @@ def find_boundaries(
 
     if attention_mask is None:
         return Boundaries(starts, None)
-    real = _real_tokens(attention_mask, batch, past + time).to(device)
-    now = real[:, past:]
+    if is_4d(attention_mask) and starts is not None:
+        if not torch.compiler.is_compiling():
+            _refuse_other_predecessors(attention_mask, starts)
+        return Boundaries(starts, None)
+    real = _real_tokens(attention_mask, batch, past, time).to(device)
+    if isinstance(past, Tensor):
+        now = real.index_select(1, torch.arange(time, device=device) + past)
+    else:
+        now = real[:, past:]
     after_padding = _with_first(torch.zeros_like(now[:, :1]), now[:, 1:] & ~now[:, :-1])
     if time > 1 and not torch.compiler.is_compiling():
-        _refuse_holes(real, after_padding if starts is None else after_padding & ~starts, past)
+        _refuse_holes(real, after_padding if starts is None else after_padding & ~starts, int(past))
     starts = after_padding if starts is None else starts | after_padding
     columns = torch.arange(1, time + 1, device=device)
-    return Boundaries(starts, (now * columns).amax(1) - 1)
+    return Boundaries(starts, (now * columns).amax(1) - 1, now)
 
 
 def is_packed(position_ids: Tensor) -> bool:
@@ -89,7 +101,12 @@ def _with_first(first: Tensor, rest: Tensor) -> Tensor:
     return torch.cat((first, rest), dim=1)
 
 
-def _real_tokens(attention_mask: object, batch: int, length: int) -> Tensor:
+def is_4d(attention_mask: object) -> TypeGuard[Tensor]:
+    """Whether a mask says of each token which others it sees, and nothing about padding."""
+    return isinstance(attention_mask, Tensor) and attention_mask.dim() == 4
+
+
+def _real_tokens(attention_mask: object, batch: int, past: int | Tensor, time: int) -> Tensor:
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         what = (
             f"{attention_mask.dim()}-D"
@@ -100,7 +117,11 @@ def _real_tokens(attention_mask: object, batch: int, length: int) -> Tensor:
             f"The attention mask is {what}, and KV shift cannot tell from it where sequences begin. Pass the "
             "2-D mask of real tokens, or position_ids that restart at 0 where a packed document begins."
         )
-    if tuple(attention_mask.shape) != (batch, length):
+    if torch.compiler.is_compiling() and isinstance(past, Tensor):
+        return attention_mask != 0  # how many tokens are cached cannot be asked in a compiled graph
+    length = int(past) + time
+    room = isinstance(past, Tensor) and attention_mask.shape[1] > length
+    if tuple(attention_mask.shape) != (batch, length) and not (room and len(attention_mask) == batch):
         raise UnsupportedModelError(
             f"The attention mask has shape {tuple(attention_mask.shape)}; expected {(batch, length)}, the "
             "cached tokens' columns included, to tell real tokens from padding."
@@ -109,10 +130,28 @@ def _real_tokens(attention_mask: object, batch: int, length: int) -> Tensor:
 
 
 def _refuse_holes(real: Tensor, resumed: Tensor, past: int) -> None:
-    earlier = real.cumsum(1)[:, past:] - real[:, past:].to(torch.int64)
+    earlier = (real.cumsum(1) - real.to(torch.int64))[:, past : past + resumed.shape[1]]
     if bool((resumed & (earlier > 0)).any()):
         raise UnsupportedModelError(
             "The attention mask has padding between two tokens of one sequence, and KV shift would read "
             "past it. Pad on the left or on the right, or give position_ids that restart at 0 where a new "
             "document begins."
+        )
+
+
+def _refuse_other_predecessors(attention_mask: Tensor, starts: Tensor) -> None:
+    """A token must see the one before it if it continues it, and nothing before itself if it starts."""
+    time = starts.shape[1]
+    seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+    seen = seen.any(1)[..., -time:].expand(len(starts), -1, -1)
+    # A token that sees what follows it, or nothing, is padding.
+    token = ~seen.triu(1).any(-1) & seen.any(-1)
+    predecessor = _with_first(torch.zeros_like(token[:, :1]), seen.diagonal(-1, 1, 2))
+    any_before = seen.tril(-1).any(-1)
+    begins = _with_first(torch.ones_like(starts[:, :1]), starts[:, 1:])
+    if bool((token & torch.where(begins, any_before, ~predecessor)).any()):
+        raise UnsupportedModelError(
+            "The 4-D attention mask and the position_ids do not describe the same sequences: KV shift reads "
+            "the token before, so a token must see it, or begin a sequence and see nothing earlier. Trees of "
+            "candidates and other masks of that kind are not supported."
         )

@@ -66,7 +66,7 @@ def shift(
             broken = began if broken is None else broken | began
             earlier = earlier.masked_fill(broken[:, :, None, None], 0)
         shifted = shifted + earlier * taps[..., j]
-    return shifted.to(x.dtype), _last_rows(rows, starts, last, back)
+    return shifted.to(x.dtype), last_rows(rows, starts, last, back)
 
 
 def kv_shift(
@@ -114,7 +114,7 @@ def _back_by(starts: Tensor, steps: int) -> Tensor:
     return torch.nn.functional.pad(starts, (steps, 0))[:, : starts.shape[1]]
 
 
-def _last_rows(rows: Tensor, starts: Tensor | None, last: Tensor | None, back: int) -> Tensor:
+def last_rows(rows: Tensor, starts: Tensor | None, last: Tensor | None, back: int) -> Tensor:
     """The last `back` real rows, those of an earlier sequence than the last real token's set to zero."""
     time = rows.shape[1] - back
     if last is None:
