@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kvshift.models.attention import ShiftedAttention
@@ -90,6 +94,19 @@ def _register(classes: ShiftedClasses) -> None:
     AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
     # The Trainer and the pipelines look causal language models up by their classes' names.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = classes.causal_lm.__name__
+    _register_renamed_weights(classes)
+
+
+def _register_renamed_weights(classes: ShiftedClasses) -> None:
+    """How a family's files name its weights, where not as its modules do: experts one by one, mostly."""
+    family = classes.family
+    for plain, shifted in (
+        (family.model_type, classes.config.model_type),  # type: ignore[attr-defined]
+        (family.causal_lm.__name__, classes.causal_lm.__name__),
+        (family.base_model.__name__, classes.base_model.__name__),
+    ):
+        if (mapping := get_checkpoint_conversion_mapping(plain)) is not None:
+            register_checkpoint_conversion_mapping(shifted, mapping, overwrite=True)
 
 
 _SHIFTED = {family.model_type: _derive(family) for family in FAMILIES}
