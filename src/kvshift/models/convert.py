@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.models.derived import ShiftedClasses, shifted_classes
@@ -53,9 +53,7 @@ def convert(
     classes = _check_convertible(model)
     classes.family.check_shift(config)
     old = model.config
-    new = copy.deepcopy(old)
-    new.__class__ = classes.config
-    new.kv_shift = config.to_dict()
+    new = shifted_config(old, classes, config)
     for module in model.modules():
         if getattr(module, "config", None) is old:
             module.config = new  # its own: another model may share the old one
@@ -106,6 +104,15 @@ def started_as(config: KVShiftConfig, init: Init | None) -> KVShiftConfig:
             f"init={init!r} contradicts the configuration's init={config.init!r}; give one of the two."
         )
     return dataclasses.replace(config, init=init)
+
+
+def shifted_config(config: PretrainedConfig, classes: ShiftedClasses, shift: KVShiftConfig) -> Any:
+    """A configuration of its own for the shifted classes; `config` stays as it is."""
+    new: Any = copy.deepcopy(config)
+    new.__class__ = classes.config
+    new.__dict__.pop("model_type", None)  # a loaded configuration has its file's, in front of its class's
+    new.kv_shift = shift.to_dict()
+    return new
 
 
 def _check_convertible(model: Any) -> ShiftedClasses:

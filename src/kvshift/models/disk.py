@@ -7,7 +7,6 @@ new are a small file with the taps, an index that names it, and the configuratio
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import json
 import os
@@ -22,13 +21,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from kvshift.errors import OutputError, UnsupportedModelError
+from kvshift.models.convert import shifted_config
 from kvshift.models.derived import ShiftedClasses, shifted_classes
 from kvshift.models.families import family_of
 from kvshift.models.folder import CONFIG, INDEX, WEIGHTS, Folder, read_folder
-from kvshift.models.model import add_taps
+from kvshift.models.skeleton import add_skeleton_taps, skeleton
 from kvshift.shift import KVShift, KVShiftConfig
 
 TAPS_FILE = "kv_shift.safetensors"
@@ -102,24 +101,25 @@ def convert_folder(
         raise OutputError(f"{destination} exists already; name a new folder, or remove it first.")
     folder = read_folder(source)
     classes = shifted_classes(family_of(folder.config))
-    model = _skeleton(folder, classes)
+    model = _model_of(folder)
     prefix = _check_weights(folder, model)
     architecture = _architecture(folder, classes)
-    add_taps(model, classes.causal_lm, config)
-    taps = _draw(model, generator, prefix)
+    modules = add_skeleton_taps(model, config)
+    taps = _draw(modules, generator, prefix)
     with _output_errors(destination), _whole_or_nothing(destination) as temporary:
         _check_space(folder, destination)
-        _shifted_config(folder.config, classes, config, architecture).save_pretrained(temporary)
+        written = shifted_config(folder.config, classes, config)
+        written.architectures = [architecture.__name__]
+        written.save_pretrained(temporary)
         _copy_companions(source, temporary)
         _write_weights(folder, taps, temporary, on_progress)
-    layers = sum(isinstance(module, KVShift) for module in model.modules())
     total = sum(entry.bytes for entry in folder.entries.values()) + sum(map(_size, taps.values()))
     return Converted(
-        destination, classes.config.model_type, layers, sum(tap.numel() for tap in taps.values()), total
+        destination, classes.config.model_type, len(modules), sum(tap.numel() for tap in taps.values()), total
     )
 
 
-def _skeleton(folder: Folder, classes: ShiftedClasses) -> Any:
+def _model_of(folder: Folder) -> Any:
     """The model the configuration describes, without values."""
     dtype = getattr(folder.config, "dtype", None)
     if not isinstance(dtype, torch.dtype):  # as the library does: then the weights decide
@@ -127,8 +127,7 @@ def _skeleton(folder: Folder, classes: ShiftedClasses) -> Any:
         first = next(iter(folder.entries.values()))
         dtype = floating.get(first.dtype, torch.float32)
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(folder.config), dtype=dtype)
+        return skeleton(folder.config, dtype)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
         raise UnsupportedModelError(
             f"{folder.path / CONFIG} describes no model that can be built: {error}"
@@ -202,25 +201,14 @@ def _architecture(folder: Folder, classes: ShiftedClasses) -> type:
     return known.get(named, classes.causal_lm)
 
 
-def _draw(model: Any, generator: torch.Generator | None, prefix: str) -> dict[str, Tensor]:
+def _draw(modules: dict[str, KVShift], generator: torch.Generator | None, prefix: str) -> dict[str, Tensor]:
     """The taps by their names in the file, drawn in the same order as `convert` draws them."""
     drawn: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, KVShift):
-            module.to_empty(device="cpu").reset_parameters(generator)
-            for tap, values in module.named_parameters():
-                drawn[f"{name.removeprefix(prefix)}.{tap}"] = values.detach().contiguous()
+    for name, module in modules.items():
+        module.to_empty(device="cpu").reset_parameters(generator)
+        for tap, values in module.named_parameters():
+            drawn[f"{name.removeprefix(prefix)}.{tap}"] = values.detach().contiguous()
     return drawn
-
-
-def _shifted_config(
-    config: PretrainedConfig, classes: ShiftedClasses, shift: KVShiftConfig, architecture: type
-) -> Any:
-    new: Any = copy.deepcopy(config)
-    new.__class__ = classes.config
-    new.kv_shift = shift.to_dict()
-    new.architectures = [architecture.__name__]
-    return new
 
 
 def _copy_companions(source: Path, temporary: Path) -> None:
