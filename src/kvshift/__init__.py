@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvshift.models import convert, from_pretrained
+    from kvshift.models import convert, from_pretrained, load_adapter, save_adapter
     from kvshift.shift import KVShiftConfig, kv_shift
 
 __version__ = "0.1.0"
-__all__ = ["KVShiftConfig", "convert", "from_pretrained", "kv_shift"]
+__all__ = ["KVShiftConfig", "convert", "from_pretrained", "kv_shift", "load_adapter", "save_adapter"]
 
-_ROOMS = {"KVShiftConfig": "shift", "convert": "models", "from_pretrained": "models", "kv_shift": "shift"}
+_ROOMS = {
+    "KVShiftConfig": "shift",
+    "convert": "models",
+    "from_pretrained": "models",
+    "kv_shift": "shift",
+    "load_adapter": "models",
+    "save_adapter": "models",
+}
 
 
 def __getattr__(name: str) -> Any:
