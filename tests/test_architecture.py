@@ -17,8 +17,9 @@ ROOMS = {
     "models": {"shift", "errors"},
     "tasks": {"errors"},
     "training": {"tasks", "models", "shift", "errors"},
-    "pilot": {"training", "tasks", "models", "shift", "errors"},
-    "cli": {"pilot", "training", "tasks", "models", "shift", "errors"},
+    "inspection": {"models", "shift", "errors"},
+    "pilot": {"training", "inspection", "tasks", "models", "shift", "errors"},
+    "cli": {"pilot", "training", "inspection", "tasks", "models", "shift", "errors"},
 }
 LONGEST = 450
 

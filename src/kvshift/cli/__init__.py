@@ -10,7 +10,7 @@ import time
 import typer
 
 from kvshift import __version__
-from kvshift.cli import convert, pilot, train
+from kvshift.cli import convert, inspect, pilot, train
 from kvshift.errors import KVShiftError, OutputError, UsageError
 
 INTERRUPTED = 130
@@ -45,6 +45,7 @@ def _common(
 app.command("pilot")(pilot.pilot)
 app.command("train")(train.train)
 app.command("convert")(convert.convert)
+app.command("inspect")(inspect.inspect)
 
 
 def main(arguments: list[str] | None = None) -> int:

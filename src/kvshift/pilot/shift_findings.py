@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from kvshift.inspection.quadrants import count, quadrant
 from kvshift.pilot.ladder_results import tap_parameters
 from kvshift.pilot.pairs import Pairs, end
 from kvshift.pilot.results import AddedCost, SizeResult, TapHead
@@ -11,7 +10,6 @@ from kvshift.shift import KVShiftConfig
 
 LINES_OF_CODE = 2  # `import kvshift` and `kvshift.convert(model)`
 STATE_BYTES = 2  # a 16-bit number
-QUADRANTS = ("current_current", "previous_current", "current_previous", "previous_previous")
 
 
 def learned_taps(pairs: Pairs) -> list[TapHead]:
@@ -39,21 +37,8 @@ def learned_taps(pairs: Pairs) -> list[TapHead]:
 
 
 def quadrants(heads: list[TapHead]) -> dict[str, int]:
-    """Heads in each quadrant of the paper's Table 4, named key then value (PAPER.md §4).
-
-    "current" means strictly more weight on the current token than on any before it: α1 > α2. Heads of a shift
-    in keys only or values only, or with taps that are not finite, have no quadrant and are not counted.
-    """
-    counts = dict.fromkeys(QUADRANTS, 0)
-    for head in heads:
-        if head.keys is None or head.values is None or not all(map(math.isfinite, head.keys + head.values)):
-            continue
-        counts[f"{_reads(head.keys)}_{_reads(head.values)}"] += 1
-    return counts
-
-
-def _reads(taps: list[float]) -> str:
-    return "current" if taps[0] > max(taps[1:]) else "previous"
+    """Heads in each quadrant of the paper's Table 4; those without one (`quadrant`) are not counted."""
+    return count(quadrant(head.keys, head.values) for head in heads)
 
 
 def added_cost(pairs: Pairs, top: SizeResult) -> AddedCost:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from kvshift.inspection.quadrants import PAPER_TABLE_4 as PAPER
+from kvshift.inspection.quadrants import lean
 from kvshift.pilot.report.charts import Scale
 from kvshift.pilot.report.context import Context
 from kvshift.pilot.report.figures import dots
 from kvshift.pilot.results import TapHead
-
-PAPER = {"current_current": 50, "previous_current": 17, "current_previous": 9, "previous_previous": 52}
-"""Table 4 of arXiv 2411.19574: 2.9B parameters, 500B tokens, 128 KV heads."""
 
 MOST_DOTS = 3000
 LEFT, WIDTH, TOP, BOTTOM = 2.0, 96.0, 8.0, 328.0  # percent and pixels
@@ -30,12 +28,12 @@ def picture(context: Context) -> dict[str, Any] | None:
     heads = [
         head
         for head in context.results.taps
-        if _difference(head.keys) is not None and _difference(head.values) is not None
+        if lean(head.keys) is not None and lean(head.values) is not None
     ]
     if not heads or not sum(counts.values()):
         return None
     shown = heads[:: max(1, -(-len(heads) // MOST_DOTS))]
-    places = [(_difference(head.keys) or 0.0, _difference(head.values) or 0.0) for head in shown]
+    places = [(lean(head.keys) or 0.0, lean(head.values) or 0.0) for head in shown]
     reach = max(1.15, 1.08 * _quantile([abs(value) for place in places for value in place], 0.98))
     x = Scale(-reach, reach, LEFT, LEFT + WIDTH)
     y = Scale(-reach, reach, BOTTOM, TOP)
@@ -89,13 +87,6 @@ def picture(context: Context) -> dict[str, Any] | None:
             ],
         },
     }
-
-
-def _difference(taps: list[float] | None) -> float | None:
-    """The largest weight on an earlier token minus that on the current one: with two taps, α2 − α1."""
-    if taps is None or len(taps) < 2 or not all(map(math.isfinite, taps)):
-        return None
-    return max(taps[1:]) - taps[0]
 
 
 def _quantile(values: list[float], share: float) -> float:
