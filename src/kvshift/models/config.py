@@ -31,6 +31,7 @@ class ShiftedConfig:
         if not isinstance(given, KVShiftConfig):
             given = KVShiftConfig.from_dict(given or {})
         self.kv_shift = given.to_dict()
+        kwargs.pop("model_type", None)  # an unshifted configuration's, and the class has its own
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
     def to_diff_dict(self: Any) -> dict[str, Any]:
