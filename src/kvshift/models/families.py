@@ -50,6 +50,12 @@ class Family:
     queries: bool = True
     """Whether queries can be shifted too."""
 
+    packs: bool = True
+    """Whether the library keeps packed documents apart, in every layer of every version we admit."""
+
+    chunks: bool = True
+    """Whether several tokens at once can follow cached ones."""
+
     refused: Callable[[Any], str | None] = lambda config: None
     """What in a configuration is in the way, as a half-sentence; None: nothing."""
 
@@ -117,8 +123,9 @@ FAMILIES = (
         Fused("query_key_value", lambda a: a.num_heads, _falcon_kv_heads, grouped=True),
         attention_names=("{}Attention", "{}FlashAttention2"),
         carrier="{}DecoderLayer",
+        packs=False,
     ),
-    Family("FalconH1", "falcon_h1"),
+    Family("FalconH1", "falcon_h1", packs=False),
     Family("Gemma2", "gemma2"),
     Family("Gemma3", "gemma3", base_name="{}TextModel"),
     Family(
@@ -139,14 +146,14 @@ FAMILIES = (
         ),
         head_dim=lambda attention: attention.head_size,
     ),
-    Family("GptOss", "gpt_oss"),
+    Family("GptOss", "gpt_oss", packs=False),
     Family("Granite", "granite"),
-    Family("Jamba", "jamba"),
+    Family("Jamba", "jamba", packs=False, chunks=False),
     Family("Llama", "llama"),
-    Family("Llama4", "llama4", base_name="{}TextModel", attention_names=("{}TextAttention",)),
+    Family("Llama4", "llama4", base_name="{}TextModel", attention_names=("{}TextAttention",), packs=False),
     Family("Mistral", "mistral"),
     Family("Mixtral", "mixtral"),
-    Family("OPT", "opt", body_name="{}Decoder"),
+    Family("OPT", "opt", body_name="{}Decoder", packs=False),
     Family("Olmo2", "olmo2"),
     Family("Olmo3", "olmo3"),
     Family("Phi", "phi"),
@@ -158,7 +165,7 @@ FAMILIES = (
     Family("Qwen2", "qwen2"),
     Family("Qwen3", "qwen3"),
     Family("Qwen3Moe", "qwen3_moe"),
-    Family("Qwen3Next", "qwen3_next", queries=False),  # its query projection also gives a gate
+    Family("Qwen3Next", "qwen3_next", queries=False, packs=False),  # its query projection also gives a gate
     Family("SmolLM3", "smollm3"),
     Family("StableLm", "stablelm", carrier="{}DecoderLayer"),
     Family("Starcoder2", "starcoder2"),

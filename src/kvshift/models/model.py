@@ -35,6 +35,12 @@ class ShiftedModel:
         add_taps(self, type(self), KVShiftConfig.from_dict(config.kv_shift))
         self.init_weights()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, as for the library's own models: for others it leaves computed buffers without values when
+        a checkpoint is loaded, and does not translate the names in older checkpoints."""
+        return False
+
     def _init_weights(self: Any, module: nn.Module) -> None:
         if not isinstance(module, KVShift):
             super()._init_weights(module)  # type: ignore[misc]
@@ -95,6 +101,9 @@ class ShiftedModel:
 class ShiftedBase(ShiftedModel):
     """Placed in front of a family's base model: finds each batch's boundaries and prepares its cache."""
 
+    boundaries: Boundaries | None = None
+    """Those of the call to come, where the causal language model does not pass keywords on."""
+
     def forward(
         self: Any,
         input_ids: Tensor | None = None,
@@ -121,7 +130,11 @@ class ShiftedBase(ShiftedModel):
         if (tokens := inputs_embeds if input_ids is None else input_ids) is None:
             raise ValueError("A model needs input_ids or inputs_embeds.")
         batch, time = tokens.shape[:2]
+        boundaries = self.boundaries if boundaries is None else boundaries
+        if past_key_values is not None and time > 1:
+            self._check_chunk(past_key_values)
         if boundaries is None:
+            self._check_packed(attention_mask, position_ids, kwargs, time)
             use_cache = self._cache_unless_unsafe(
                 attention_mask, position_ids, past_key_values is not None, use_cache, time
             )
@@ -161,6 +174,36 @@ class ShiftedBase(ShiftedModel):
     def _wants_cache(self: Any, use_cache: bool | None) -> bool:
         recomputes = self.gradient_checkpointing and self.training
         return bool(self.config.use_cache if use_cache is None else use_cache) and not recomputes
+
+    def _check_chunk(self: Any, cache: Cache) -> None:
+        """Refuses several tokens after cached ones where the library's own layers then forget those."""
+        if not self.family.chunks and cache.get_seq_length() > 0:
+            raise UnsupportedModelError(
+                f"The library's {self.family.model_type!r} layers lose what is cached when several tokens "
+                "follow it, with or without KV shift. Give the whole prompt at once, then single tokens."
+            )
+
+    def _check_packed(
+        self: Any, attention_mask: Any, position_ids: Tensor | None, given: dict[str, Any], time: int
+    ) -> None:
+        """Refuses packed documents where the library's own layers would mix them, shifted or not."""
+        if self.family.packs:
+            return
+        packed = given.get("seq_idx") is not None or given.get("cu_seq_lens_q") is not None
+        if (
+            not packed
+            and (attention_mask is None or is_4d(attention_mask))
+            and position_ids is not None
+            and time > 1
+        ):
+            # What the positions are cannot be asked in a compiled graph.
+            packed = torch.compiler.is_compiling() or is_packed(position_ids)
+        if packed:
+            raise UnsupportedModelError(
+                f"The library's {self.family.model_type!r} layers read across packed documents, with or "
+                "without KV shift. Give each document a row of its own, with an attention_mask for the padding "
+                "and without position_ids."
+            )
 
     def _cache_unless_unsafe(
         self: Any,
