@@ -19,7 +19,7 @@ class ShiftedConfig:
 
     `kv_shift` is what `KVShiftConfig.to_dict` gives. A `KVShiftConfig` is taken too; None means the default.
 
-    In `config.json` the vocabulary's size is a sentence that begins with the number. Without it
+    In `config.json` the hidden size is a sentence that begins with the number. Without it
     `LlamaForCausalLM.from_pretrained(folder)` would drop the taps with a warning and give a model that
     computes something else; with it, the Llama configuration refuses the file and shows the sentence.
     """
@@ -39,17 +39,21 @@ class ShiftedConfig:
         return {**super().to_diff_dict(), "kv_shift": self.kv_shift}  # type: ignore[misc]
 
     def to_json_file(self: Any, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """As in the library, with the vocabulary's size sealed."""
+        """As in the library, with the hidden size sealed."""
         values = json.loads(self.to_json_string(use_diff=use_diff))
-        values["vocab_size"] = _SEAL.format(
-            self.vocab_size, type(self).__name__.replace("Config", "ForCausalLM")
-        )
+        name = type(self).__name__.replace("Config", "ForCausalLM")
+        values[self._sealed_field()] = _SEAL.format(self.hidden_size, name)
         Path(json_file_path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the library; reads both a sealed file's values and plain ones."""
-        sealed = _SEALED.fullmatch(str(config_dict.get("vocab_size")))
+        sealed = _SEALED.fullmatch(str(config_dict.get(cls._sealed_field())))
         if sealed is not None:
-            config_dict = {**config_dict, "vocab_size": int(sealed[1])}
+            config_dict = {**config_dict, cls._sealed_field(): int(sealed[1])}
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _sealed_field(cls) -> str:
+        """What the family calls the hidden size. Tokenizers load without it, and no model does."""
+        return cls.attribute_map.get("hidden_size", "hidden_size")  # type: ignore[attr-defined, no-any-return]
