@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -80,7 +80,7 @@ def inspect(
 
     from kvshift.inspection import inspect_model
     from kvshift.inspection.load import load_model
-    from kvshift.inspection.picture import draw
+    from kvshift.inspection.picture import Format, draw
     from kvshift.inspection.terminal import print_inspection
     from kvshift.training.files import write_atomically
 
@@ -100,7 +100,7 @@ def inspect(
     if out is not None:
         write_atomically(folder / "inspection.json", written.encode())
     if plot is not None:
-        write_atomically(folder / f"inspection.{plot}", draw(inspection, plot))
+        write_atomically(folder / f"inspection.{plot}", draw(inspection, cast(Format, plot)))
     if json:
         typer.echo(written, nl=False)
         return

@@ -155,7 +155,8 @@ def _draw(model: PreTrainedModel, sequences: int, length: int, seed: int) -> tup
     """The start token and `(sequences, time)` tokens, on the device of the model's embedding."""
     if sequences < 1:
         raise UsageError(f"{sequences} sequences: expected 1 or more.")
-    if not 2 <= length <= (most := longest(model)):
+    most = longest(model)
+    if not 2 <= length <= most:
         raise UsageError(
             f"{length} random tokens in a copy: expected 2 to {most:,}, what this model's positions, "
             "attention window and vocabulary hold twice."

@@ -13,6 +13,7 @@ from kvshift.inspection.schema import Inspection, ModelFacts
 from kvshift.inspection.taps import Start, read_taps
 from kvshift.inspection.watch import attention_layers
 from kvshift.models import shift_modules
+from kvshift.models.families import FAMILIES
 
 NO_TAPS = "This model has no KV shift, so there are no taps to show; its heads are scored all the same."
 SHORTENED = (
@@ -61,9 +62,8 @@ def inspect_model(
         scores = induction_scores(
             model, sequences=sequences, length=LENGTH if length is None else length, seed=seed
         )
-    config = model.config.get_text_config()
     shifts = shift_modules(model)
-    heads = int(getattr(config, "num_attention_heads", 0))
+    query_heads, kv_heads = _heads(model)
     return Inspection(
         model=ModelFacts(
             name=name,
@@ -71,8 +71,8 @@ def inspect_model(
             model_type=str(model.config.model_type),
             parameters=model.num_parameters(),
             attention_layers=len(attention_layers(model)),
-            query_heads=heads,
-            kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            query_heads=query_heads,
+            kv_heads=kv_heads,
         ),
         shift=shifts[0].config.to_dict() if shifts else None,
         taps=taps,
@@ -83,3 +83,14 @@ def inspect_model(
             **{package: metadata.version(package) for package in ("torch", "transformers")},
         },
     )
+
+
+def _heads(model: PreTrainedModel) -> tuple[int, int]:
+    """Query heads and KV heads of an attention layer; of an unknown family, as its configuration says."""
+    config = model.config.get_text_config()
+    query_heads = int(getattr(config, "num_attention_heads", 0))
+    family = next((family for family in FAMILIES if isinstance(model, family.causal_lm)), None)
+    _, attention = next(iter(attention_layers(model).values()), (None, None))
+    if family is None or attention is None:
+        return query_heads, int(getattr(config, "num_key_value_heads", None) or query_heads)
+    return query_heads, family.layout.heads(attention, family.head_dim(attention))[1]

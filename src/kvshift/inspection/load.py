@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from kvshift.errors import KVShiftError, UnsupportedModelError, UsageError
 
@@ -51,6 +51,21 @@ def find_model(given: str) -> str:
     raise UsageError(f"{given} has no config.json; expected a model's folder, as save_pretrained writes it.")
 
 
+def load_config(given: str) -> PretrainedConfig:
+    """A model's configuration: from a config.json, a model's folder or the local cache, without weights.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+        UnsupportedModelError: it needs code of its own, or the installed transformers does not know it.
+    """
+    path = Path(given).expanduser()
+    found = str(path) if path.is_file() else find_model(given)
+    try:
+        return AutoConfig.from_pretrained(found, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # configurations validate themselves with errors of huggingface_hub's own
+        raise _explained(given, found, error) from error
+
+
 def load_model(given: str) -> PreTrainedModel:
     """Loads a causal language model, shifted or not, in its own dtype, without ever using the network.
 
@@ -60,10 +75,7 @@ def load_model(given: str) -> PreTrainedModel:
     """
     found = find_model(given)
     only_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(found, **only_here)
-    except (OSError, ValueError, KeyError) as error:
-        raise _explained(given, found, error) from error
+    config = load_config(given)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError(f"{given} is quantized; inspect the unquantized model.")
     try:

@@ -63,7 +63,12 @@ def draw(inspection: Inspection, kind: Format) -> bytes:
         )
     rows = math.ceil(len(panels) / 2)
     layers = inspection.model.attention_layers
-    style = {"svg.hashsalt": "kvshift", "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}
+    style: Any = {
+        "svg.hashsalt": "kvshift",
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+    }
     with matplotlib.rc_context(style):
         figure = Figure(
             figsize=(11, 0.8 + rows * min(9.0, max(3.3, 0.16 * layers + 1.2))), layout="constrained"
@@ -118,7 +123,8 @@ def _quadrants(axes: Axes, taps: LearnedTaps) -> None:
         said = f"{NAMES[name]}\n{taps.quadrants[name]} of {total}"
         axes.text(x, y, said, transform=axes.transAxes, ha=side, va=edge, fontsize=7.5)
     drawn = axes.scatter(
-        *zip(*((x, y) for x, y, _ in placed), strict=True),
+        [x for x, _, _ in placed],
+        [y for _, y, _ in placed],
         c=[layer for _, _, layer in placed],
         cmap="viridis",
         s=26,

@@ -66,12 +66,11 @@ def read_taps(model: nn.Module, started: Start | None = None) -> LearnedTaps | N
 
 def shifted_layers(model: nn.Module) -> list[tuple[int, KVShift]]:
     """Each shifted attention layer's number in the model, and its taps; in layer order."""
-    found = [
-        (int(module.layer_idx), module.kv_shift)  # type: ignore[arg-type]
-        for module in model.modules()
-        if isinstance(getattr(module, "kv_shift", None), KVShift)
-    ]
-    return sorted(found, key=lambda layer: layer[0])
+    found: dict[int, KVShift] = {}
+    for module in model.modules():
+        if isinstance(shift := getattr(module, "kv_shift", None), KVShift):
+            found[int(getattr(module, "layer_idx"))] = shift  # noqa: B009
+    return sorted(found.items())
 
 
 def plain(numbers: Sequence[float | None]) -> list[float]:

@@ -162,10 +162,10 @@ def _numbers(taps: Taps | None) -> Text:
 def _induction(scores: Induction) -> list[RenderableType]:
     begins = " after the start token" if scores.start_token is not None else ""
     losses = f"{scores.second_copy_loss:.2f} nats a token, the first {scores.first_copy_loss:.2f}"
+    gap, right = scores.second_minus_first, scores.second_copy_accuracy
     intro = Text(
         f"Induction, on {scores.sequences} sequences of {scores.length} random tokens, twice{begins}. The "
-        f"second copy costs {losses} ({scores.second_minus_first:+.2f}); {scores.second_copy_accuracy:.0%} of "
-        "it is predicted right."
+        f"second copy costs {losses} ({gap:+.2f}); {right:.0%} of it is predicted right."
     )
     return [intro, _scores_by_layer(scores), _best_heads(scores)]
 

@@ -26,19 +26,22 @@ See = Callable[[int, Tensor, Tensor], None]
 """Called with a layer's number, its attention weights `(batch, query_heads, time, time)` and the values that
 attention read, `(batch, kv_heads, time, head_dim)`."""
 
+Plain = Callable[..., tuple[Tensor, Tensor]]
+
 WATCHED = "kvshift_watched"
+SPLIT = "_split_heads"
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
-_watcher: ContextVar[tuple[Callable[..., tuple[Tensor, Tensor]], See]] = ContextVar("watcher")
+_watcher: ContextVar[tuple[Plain, See]] = ContextVar("watcher")
 
 
 def _watched_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     plain, see = _watcher.get()
     output, weights = plain(module, query, key, value, attention_mask, **kwargs)
-    see(int(module.layer_idx), weights, value)  # type: ignore[arg-type]
+    see(int(module.layer_idx), weights, value)
     return output, None
 
 
@@ -53,31 +56,81 @@ def watching(model: PreTrainedModel, see: See) -> Iterator[None]:
     The model is in evaluation mode inside the block.
 
     Raises:
-        UnsupportedModelError: the model's attention cannot be replaced by name.
+        UnsupportedModelError: the model's attention cannot be watched.
     """
-    plain = _plain_attention(model)
-    before, was_training = model.config._attn_implementation, model.training
-    token = _watcher.set((plain, see))
-    try:
-        model.set_attn_implementation(WATCHED)
+    plain, was_training = _plain_attention(model), model.training
+    with contextlib.ExitStack() as watched:
+        watched.callback(model.train, was_training)
+        if plain is not None:
+            watched.enter_context(_by_name(model, plain, see))
+        else:
+            watched.enter_context(_written_out(model, see))
         model.eval()
         yield
-    finally:
-        model.set_attn_implementation(before)
-        model.train(was_training)
-        _watcher.reset(token)
 
 
-def _plain_attention(model: PreTrainedModel) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The family's own attention function that computes the weights."""
+def _plain_attention(model: PreTrainedModel) -> Plain | None:
+    """The family's own attention function that computes the weights; None if it has none of its own."""
     for part in type(model).__mro__:
         found = getattr(sys.modules.get(part.__module__), "eager_attention_forward", None)
         if found is not None and issubclass(part, PreTrainedModel):
             return found
-    raise UnsupportedModelError(
-        f"The attention weights of {type(model).__name__} cannot be read: its attention does not go through "
-        "the library's attention interface. Its taps can be inspected without the scores: --no-induction."
-    )
+    return None
+
+
+@contextlib.contextmanager
+def _by_name(model: PreTrainedModel, plain: Plain, see: See) -> Iterator[None]:
+    """For every family whose attention goes through the library's interface."""
+    before = model.config._attn_implementation
+    token = _watcher.set((plain, see))
+    try:
+        model.set_attn_implementation(WATCHED)
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        _watcher.reset(token)
+
+
+@contextlib.contextmanager
+def _written_out(model: PreTrainedModel, see: See) -> Iterator[None]:
+    """For Falcon, whose attention computes and returns its weights itself, from one fused projection."""
+    layers = attention_layers(model)
+    before = model.config._attn_implementation
+    if before not in ("eager", "sdpa") or not all(hasattr(part, SPLIT) for _, part in layers.values()):
+        raise UnsupportedModelError(
+            f"The attention weights of {type(model).__name__} cannot be read: its attention does not go "
+            "through the library's attention interface. Leave the scores out: --no-induction."
+        )
+    if getattr(model.config, "alibi", False):
+        raise UnsupportedModelError(
+            f"The attention weights of this {type(model).__name__} cannot be read: with alibi=True the "
+            "library's attention that shows its weights adds the positions' bias twice, its other one once. "
+            "Leave the scores out: --no-induction."
+        )
+    values: dict[int, Tensor] = {}
+
+    def splitting(layer: int, split: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[..., Any]:
+        def watched(fused: Tensor) -> tuple[Tensor, ...]:
+            parts = split(fused)
+            values[layer] = parts[2].transpose(1, 2)
+            return parts
+
+        return watched
+
+    def attended(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+            see(layer, output[1], values.pop(layer))
+
+        return hook
+
+    with contextlib.ExitStack() as undone:
+        model.config._attn_implementation = "eager"
+        undone.callback(setattr, model.config, "_attn_implementation", before)
+        for layer, (_, attention) in layers.items():
+            setattr(attention, SPLIT, splitting(layer, getattr(attention, SPLIT)))
+            undone.callback(delattr, attention, SPLIT)
+            undone.callback(attention.register_forward_hook(attended(layer)).remove)
+        yield
 
 
 @dataclass(frozen=True)
@@ -97,7 +150,7 @@ def attention_layers(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         is_attention = any("Attention" in part.__name__ for part in type(module).__mro__)
         if is_attention and isinstance(getattr(module, "layer_idx", None), int) and projection(module):
-            found.setdefault(int(module.layer_idx), (name, module))  # type: ignore[arg-type]
+            found.setdefault(int(module.layer_idx), (name, module))
     return dict(sorted(found.items()))
 
 
