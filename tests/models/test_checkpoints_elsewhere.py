@@ -27,7 +27,8 @@ from kvshift.models import shift_modules
 WITHOUT_KVSHIFT = """
 import json, sys
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import pipeline
 folder = sys.argv[1]
 ways = {
     "config": lambda: AutoConfig.from_pretrained(folder),

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from kvshift.errors import OutputError, UnsupportedModelError
 from kvshift.models.convert import shifted_config
@@ -101,9 +102,9 @@ def convert_folder(
         raise OutputError(f"{destination} exists already; name a new folder, or remove it first.")
     folder = read_folder(source)
     classes = shifted_classes(family_of(folder.config))
+    architecture = _architecture(folder, classes)
     model = _model_of(folder)
     prefix = _check_weights(folder, model)
-    architecture = _architecture(folder, classes)
     modules = add_skeleton_taps(model, config)
     taps = _draw(modules, generator, prefix)
     with _output_errors(destination), _whole_or_nothing(destination) as temporary:
@@ -128,7 +129,7 @@ def _model_of(folder: Folder) -> Any:
         dtype = floating.get(first.dtype, torch.float32)
     try:
         return skeleton(folder.config, dtype)
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # impossible sizes fail in whichever part comes upon them first
         raise UnsupportedModelError(
             f"{folder.path / CONFIG} describes no model that can be built: {error}"
         ) from None
@@ -155,13 +156,12 @@ def _check_weights(folder: Folder, model: Any) -> str:
                 f"{name} in {entry.file} has shape {entry.shape}, and by {where} it should be "
                 f"{expected[name]}. The configuration and the weights are not of the same model."
             )
-    for name in attention:
-        if name not in stored:
-            raise UnsupportedModelError(
-                f"{where} needs {name}, and no file in {folder.path} has it. Either they are not of the same "
-                "model, or the names are an older layout's: then load it with AutoModelForCausalLM, pass it "
-                "to kvshift.convert and save it."
-            )
+    if (name := next(_missing(model, stored, attention, prefix), None)) is not None:
+        raise UnsupportedModelError(
+            f"{where} needs {name}, and no file in {folder.path} has it. Either they are not of the same "
+            "model, or the names are an older layout's: then load it with AutoModelForCausalLM, pass it "
+            "to kvshift.convert and save it."
+        )
     numberless = {_without_numbers(name) for name in attention}
     for name in stored:
         if name not in expected and _without_numbers(name) in numberless:
@@ -170,6 +170,21 @@ def _check_weights(folder: Folder, model: Any) -> str:
                 "model."
             )
     return prefix
+
+
+def _missing(model: Any, stored: Container[str], attention: list[str], prefix: str) -> Iterator[str]:
+    """Weights that the model has and the files do not; only those of the attention layers where a family's
+    files name others in their own way."""
+    known_as = (model.config.model_type, type(model).__name__, type(model.base_model).__name__)
+    if any(get_checkpoint_conversion_mapping(name) is not None for name in known_as):
+        yield from (name for name in attention if name not in stored)
+        return
+    names: dict[int, list[str]] = {}  # of each parameter; tied ones have several, and one is enough
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for aliases in names.values():
+        if aliases[0].startswith(prefix) and not any(name in stored for name in aliases):
+            yield aliases[0]
 
 
 def _attention_weights(model: Any) -> list[str]:

@@ -62,7 +62,7 @@ def read_folder(path: Path) -> Folder:
     values = _read_config(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # a configuration's own checks raise whatever they come upon
         raise UnsupportedModelError(
             f"{path / CONFIG} of model_type {values.get('model_type')!r} is not one that the installed "
             f"transformers reads: {error}"
