@@ -10,7 +10,7 @@ import time
 import typer
 
 from kvshift import __version__
-from kvshift.cli import convert, inspect, pilot, train
+from kvshift.cli import convert, doctor, inspect, pilot, train
 from kvshift.errors import KVShiftError, OutputError, UsageError
 
 INTERRUPTED = 130
@@ -44,6 +44,7 @@ def _common(
 
 app.command("pilot")(pilot.pilot)
 app.command("train")(train.train)
+app.command("doctor")(doctor.doctor)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 

@@ -62,7 +62,7 @@ class Separate:
         }
 
     def key_weight(self, attention: Any) -> Tensor:
-        return getattr(attention, self.key).weight  # type: ignore[no-any-return]
+        return getattr(attention, self.key).weight
 
 
 @dataclass(frozen=True)
@@ -102,4 +102,4 @@ class Fused:
         return {self.projection: by_group if self.grouped else by_kind}
 
     def key_weight(self, attention: Any) -> Tensor:
-        return getattr(attention, self.projection).weight  # type: ignore[no-any-return]
+        return getattr(attention, self.projection).weight
