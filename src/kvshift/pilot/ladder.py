@@ -109,7 +109,7 @@ def initial_spread(hidden: int) -> float:
 
 
 def size_of(name: str, config: dict[str, Any]) -> Size:
-    """A `Size` from a complete Hugging Face configuration (Llama, Mistral or Qwen3 layout)."""
+    """A `Size` from a Llama configuration, without importing what could build the model."""
     embedding, layer, rest = _parameters(config)
     layers = int(config["num_hidden_layers"])
     return Size(
@@ -130,13 +130,7 @@ def _parameters(config: dict[str, Any]) -> tuple[int, int, int]:
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     embedding = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
     attention = hidden * (2 * queries + 2 * keys)
-    if config.get("attention_bias"):
-        attention += queries + 2 * keys + hidden
-    if config["model_type"] == "qwen3":
-        attention += 2 * head_dim  # its norms of queries and keys
     feed_forward = 3 * hidden * inner
-    if config.get("mlp_bias"):
-        feed_forward += 2 * inner + hidden
     return embedding, attention + feed_forward + 2 * hidden, hidden
 
 
@@ -160,12 +154,12 @@ def user_ladder(path: Path, vocab_size: int, sequence_length: int, rungs: int = 
     config = _user_config(path)
     config["vocab_size"] = vocab_size
     config["max_position_embeddings"] = max(sequence_length, int(config.get("max_position_embeddings") or 0))
-    sizes = [config]
+    sizes = [_counted(config)]
     factor = 1.0
     while len(sizes) < rungs:
         factor /= RUNG_STEP
-        smaller = _scaled(config, factor)
-        if _parameters_total(smaller) >= _parameters_total(sizes[-1]):
+        smaller = _counted(_scaled(config, factor))
+        if smaller.parameters >= sizes[-1].parameters:
             break
         sizes.append(smaller)
     if len(sizes) < 2:
@@ -173,12 +167,32 @@ def user_ladder(path: Path, vocab_size: int, sequence_length: int, rungs: int = 
             f"The model in {path} is too small to make a smaller one from, and a pilot compares at least "
             "two sizes. Use --sizes instead of --model."
         )
-    return [size_of(f"d{c['hidden_size']}-L{c['num_hidden_layers']}", c) for c in reversed(sizes)]
+    return sizes[::-1]
 
 
-def _parameters_total(config: dict[str, Any]) -> int:
-    embedding, layer, rest = _parameters(config)
-    return embedding + layer * int(config["num_hidden_layers"]) + rest
+def _counted(config: dict[str, Any]) -> Size:
+    """A size of the user's architecture, its parameters counted in the model itself, built without values."""
+    import torch
+    from transformers import AutoConfig
+
+    from kvshift.models.skeleton import skeleton
+
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    values |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # of another vocabulary
+    model = skeleton(AutoConfig.for_model(config["model_type"], **values), torch.float32)
+    vocabulary = {id(part.weight): part.weight.numel() for part in
+                  (model.get_input_embeddings(), model.get_output_embeddings())}  # fmt: skip
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Size(
+        name=f"d{config['hidden_size']}-L{config['num_hidden_layers']}",
+        model=config,
+        parameters=parameters,
+        non_embedding_parameters=parameters - sum(vocabulary.values()),
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        kv_heads=int(config["num_key_value_heads"]),
+        head_dim=int(config["head_dim"]),
+    )
 
 
 def _user_config(path: Path) -> dict[str, Any]:
@@ -199,7 +213,7 @@ def _user_config(path: Path) -> dict[str, Any]:
 
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    from kvshift.models import check_supported
+    from kvshift.models.families import family_of
 
     model_type = raw["model_type"]
     try:
@@ -211,8 +225,19 @@ def _user_config(path: Path) -> dict[str, Any]:
             ) from None
         reason = str(error).strip().splitlines()[-1].strip()
         raise UsageError(f"--model {path}: {file} is not a possible configuration: {reason}") from None
-    check_supported(config)
-    return _plain(config.to_dict(), model_type, path)
+    family = family_of(config)
+    if not family.packs:
+        raise UnsupportedModelError(
+            f"--model {path}: a pilot packs documents into rows, and the library's {model_type!r} layers "
+            "read across packed documents, with or without KV shift. Use --sizes instead."
+        )
+    values = config.to_dict()
+    if experts := values.get("num_local_experts") or values.get("num_experts"):
+        raise UnsupportedModelError(
+            f"--model {path}: {model_type!r} is a mixture of {experts} experts, and pilots cannot make "
+            "smaller ones of it yet. Use --sizes instead."
+        )
+    return _plain(values, model_type, path)
 
 
 def _plain(values: dict[str, Any], model_type: str, path: Path) -> dict[str, Any]:
@@ -224,6 +249,11 @@ def _plain(values: dict[str, Any], model_type: str, path: Path) -> dict[str, Any
     counts = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
               "num_key_value_heads")  # fmt: skip
     for key in counts:
+        if config.get(key) is None:
+            raise UnsupportedModelError(
+                f"--model {path}: a {model_type!r} configuration has no {key}, and pilots cannot make "
+                "smaller models of it yet. Use --sizes instead."
+            )
         if not isinstance(config.get(key), int) or config[key] < 1:
             raise UsageError(
                 f"--model {path}: {key} is {config.get(key)!r}; expected a whole number of 1 or more."

@@ -11,10 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.pilot.ladder import LADDER, rung, size_of, training_flops, user_ladder
+from kvshift.training.model import build_model, tap_parameters
+from kvshift.training.recipe import Recipe
 
 
 def built(model: dict[str, Any]) -> int:
     values = {key: value for key, value in model.items() if key != "model_type"}
+    values["pad_token_id"] = None
     with torch.device("meta"):
         real = AutoModelForCausalLM.from_config(AutoConfig.for_model(model["model_type"], **values))
     return sum(p.numel() for p in real.parameters())
@@ -95,6 +98,47 @@ def test_a_users_model_is_the_top_of_valid_smaller_ones(family: str, tmp_path: P
         assert ratio == top["num_attention_heads"] / top["num_key_value_heads"]
     costs = [size.non_embedding_parameters for size in sizes]
     assert all(1.3 < after / before < 4.5 for before, after in pairwise(costs)), costs
+
+
+DENSE = (
+    "cohere", "gemma2", "gemma3_text", "gpt_neox", "granite", "olmo2", "olmo3", "phi", "phi3", "qwen2",
+    "smollm3", "stablelm", "starcoder2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_other_families_can_be_the_top_too(family: str, tmp_path: Path) -> None:
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8}
+    if family != "gpt_neox":  # which has as many KV heads as query heads
+        shape["num_key_value_heads"] = 4
+    values = {"model_type": family, **shape, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    sizes = user_ladder(tmp_path, 99, 64)
+    assert len(sizes) == 3
+    assert [size.parameters for size in sizes] == [built(size.model) for size in sizes]
+    assert sizes[0].parameters < sizes[1].parameters < sizes[2].parameters
+    assert (sizes[-1].hidden, sizes[-1].layers) == (128, 6)
+    for size in sizes:
+        recipe = Recipe(data=tmp_path, model=size.model, tokens=1000, sequence_length=64, shift={})
+        model = build_model(recipe, 99, 0)
+        assert sum(p.numel() for p in model.parameters()) - len(
+            tap_parameters(model)
+        ) * 2 * size.kv_heads == (size.parameters)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("mixtral", "mixture of 8 experts"),
+        ("gpt_oss", "read across packed documents"),
+        ("jamba", "read across packed documents"),
+        ("gpt2", "no hidden_size"),
+    ],
+)
+def test_families_a_pilot_cannot_scale_are_refused(model_type: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UnsupportedModelError, match=reason):
+        user_ladder(tmp_path, 99, 64)
 
 
 @pytest.mark.parametrize(
