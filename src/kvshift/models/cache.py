@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from kvshift.errors import UnsupportedModelError
 from kvshift.models.rows import RawRows, RowShapes, with_raw_rows
 from kvshift.models.starts import Boundaries
-from kvshift.shift import KVShift, ShiftState
+from kvshift.shift import ShiftState
 
 Layout = dict[int, RowShapes]
 """What each attention layer of a model keeps, by the layer's place in the cache."""
@@ -27,7 +27,7 @@ def layout_of(model: nn.Module) -> Layout:
     return {
         module.layer_idx: RowShapes.of(module.kv_shift)
         for module in model.modules()
-        if isinstance(getattr(module, "kv_shift", None), KVShift)
+        if hasattr(type(module), "unshifted")  # attention; what holds its taps may be a wrapper of PEFT's
     }
 
 
