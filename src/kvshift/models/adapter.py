@@ -58,6 +58,11 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
     model = _inner(model)
     if not isinstance(model, PreTrainedModel) or not is_shifted(model):
         raise UsageError(f"{type(model).__name__} has no KV shift; convert it first (kvshift.convert).")
+    if copies := [name for name in _taps(model) if not name.endswith("kv_shift")]:
+        raise UsageError(
+            f"PEFT keeps a trained copy of the taps beside them ({copies[0]}); merge first: "
+            "merge_and_unload() gives the model to save."
+        )
     shift = shift_modules(model)[0].config
     tensors = {
         f"{name}.{tap}": parameter.detach().cpu().contiguous()

@@ -124,7 +124,7 @@ def _check_convertible(model: Any) -> ShiftedClasses:
     known = ", ".join(supported_architectures())
     if isinstance(model, nn.Module) and is_shifted(model):
         raise UnsupportedModelError("This model already has KV shift; it cannot be converted twice.")
-    if getattr(model, "peft_config", None) is not None:
+    if getattr(model, "peft_config", None) is not None or _has_adapters(model):
         raise UnsupportedModelError(
             "This model carries PEFT adapters. Convert the model first, then add the adapters, so that the "
             "adapters' part of keys and values is shifted too."
@@ -146,6 +146,13 @@ def _check_convertible(model: Any) -> ShiftedClasses:
         )
     _check_untouched(model, family)
     return shifted_classes(family)
+
+
+def _has_adapters(model: Any) -> bool:
+    """Whether PEFT has put layers of its own into a model, by its front door or by another."""
+    return isinstance(model, nn.Module) and any(
+        type(module).__module__.split(".")[0] == "peft" for module in model.modules()
+    )
 
 
 def _check_untouched(model: Any, family: Family) -> None:
