@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kvshift.errors import UsageError
 from kvshift.inspection.quadrants import QUADRANTS
-from kvshift.inspection.schema import HeadTaps, Induction, Inspection, LearnedTaps
+from kvshift.inspection.schema import HeadTaps, Induction, Inspection, LearnedTaps, QueryTaps
 from kvshift.inspection.taps import head_lean
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def _panels(inspection: Inspection) -> list[tuple[Any, Any]]:
         for name in ("keys", "values"):
             if any(getattr(head, name) is not None for head in taps.heads):
                 panels.append((_leans, (name, taps.heads)))
+        if taps.query_heads:
+            panels.append((_leans, ("queries", taps.query_heads)))
         if len(panels) % 2 and inspection.induction is not None:
             panels.append((_nothing, None))
     if inspection.induction is not None:
@@ -113,7 +115,7 @@ def _quadrants(axes: Axes, taps: LearnedTaps) -> None:
         for head in taps.heads
         if (x := head_lean(head.keys)) is not None and (y := head_lean(head.values)) is not None
     ]
-    reach = max(1.15, 1.1 * max(abs(number) for x, y, _ in placed for number in (x, y)))
+    reach = max(1.3, 1.35 * max(abs(number) for x, y, _ in placed for number in (x, y)))
     for name, (x, y) in zip(QUADRANTS, ((-1, -1), (0, -1), (-1, 0), (0, 0)), strict=True):
         axes.axhspan(
             y * reach, (y + 1) * reach, (x + 1) / 2, (x + 2) / 2, color=COLOURS[name], alpha=0.22, lw=0
@@ -169,13 +171,18 @@ def _quadrant_map(axes: Axes, taps: LearnedTaps) -> None:
     bar.ax.set_yticklabels([NAMES[name] for name in QUADRANTS], fontsize=7)
 
 
-def _leans(axes: Axes, data: tuple[str, list[HeadTaps]]) -> None:
+def _leans(axes: Axes, data: tuple[str, list[HeadTaps] | list[QueryTaps]]) -> None:
     name, heads = data
     leans = [(head.layer, head.head, head_lean(getattr(head, name))) for head in heads]
     layers, grid = _grid([(layer, head, math.nan if lean is None else lean) for layer, head, lean in leans])
     reach = max((abs(lean) for _, _, lean in leans if lean is not None), default=1.0) or 1.0
     drawn = axes.imshow(grid, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
-    _label(axes, layers, f"{name.capitalize()}: weight of an earlier token − current", "KV head")
+    _label(
+        axes,
+        layers,
+        f"{name.capitalize()}: weight of an earlier token − current",
+        "query head" if name == "queries" else "KV head",
+    )
     axes.figure.colorbar(drawn, ax=axes, label="current  ←  →  earlier")
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvshift.inspection.quadrants import PAPER_TABLE_4, QUADRANTS
-from kvshift.inspection.schema import HeadScore, HeadTaps, Induction, Inspection, LearnedTaps, Taps
+from kvshift.inspection.schema import HeadScore, HeadTaps, Induction, Inspection, LearnedTaps, QueryTaps, Taps
 
 MOST_ROWS = 64
 """KV heads of which the terminal shows every tap; the JSON always has all."""
@@ -70,10 +70,11 @@ def _taps(taps: LearnedTaps) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if sum(taps.quadrants.values()):
         parts += [_quadrants(taps), _by_layer(taps)]
-    if len(taps.heads) <= MOST_ROWS:
-        parts.append(_every_tap(taps.heads))
-    else:
+    if len(taps.heads) + len(taps.query_heads) > MOST_ROWS:
         parts.append(Text(f"{len(taps.heads)} KV heads; --json has every tap, --plot a picture of them."))
+    else:
+        parts += [_every_tap(taps.heads)] if taps.heads else []
+        parts += [_query_taps(taps.query_heads)] if taps.query_heads else []
     if taps.start is None:
         parts.append(Text("Where the taps started is not known: they were drawn at random, unrecorded here."))
     elif taps.largest_move is not None:
@@ -86,7 +87,7 @@ def _quadrants(taps: LearnedTaps) -> Group:
     table = _table()
     table.add_column("")
     table.add_column("meaning")
-    for name in ("heads", "share", "paper"):
+    for name in ("heads", "share", "paper's 2.9B"):
         table.add_column(name, justify="right")
     for name in QUADRANTS:
         mark, style = MARKS[name]
@@ -127,6 +128,9 @@ def _every_tap(heads: list[HeadTaps]) -> Group:
     moved = any(taps.moved is not None for head in heads for taps in _both(head))
     if moved:
         table.add_column("moved", justify="right")
+    far = any(len(taps.mean) > 2 for head in heads for taps in _both(head))
+    if far:
+        table.add_column("reads")
     if len(shown) == 2:
         table.add_column("")
     previous = None
@@ -136,6 +140,8 @@ def _every_tap(heads: list[HeadTaps]) -> Group:
         if moved:
             moves = [taps.moved for taps in _both(head) if taps.moved is not None]
             row.append(f"{max(moves):.2f}" if moves else "")
+        if far:
+            row.append(", ".join(_token(taps.dominant) for taps in _both(head)))
         if len(shown) == 2:
             row.append(Text(*MARKS[head.quadrant]))
         table.add_row(*row)
@@ -143,8 +149,23 @@ def _every_tap(heads: list[HeadTaps]) -> Group:
     return _titled("Taps: weight of the current token, of the one before it, …", table)
 
 
+def _query_taps(heads: list[QueryTaps]) -> Group:
+    table = _table()
+    for name in ("layer", "head", "queries", "moved"):
+        table.add_column(name, justify="right")
+    for head in heads:
+        moved = "" if head.queries.moved is None else f"{head.queries.moved:.2f}"
+        table.add_row(str(head.layer), str(head.head), _numbers(head.queries), moved)
+    return _titled("Taps of the query heads", table)
+
+
 def _both(head: HeadTaps) -> list[Taps]:
     return [taps for taps in (head.keys, head.values) if taps is not None]
+
+
+def _token(back: int | None) -> str:
+    """The token a tap reads, for people."""
+    return "?" if back is None else f"t-{back}" if back else "t"
 
 
 def _numbers(taps: Taps | None) -> Text:
@@ -178,7 +199,9 @@ def _scores_by_layer(scores: Induction) -> Group:
     for layer in sorted({head.layer for head in scores.heads}):
         matching = [head.prefix_matching for head in scores.heads if head.layer == layer]
         table.add_row(str(layer), f"{max(matching):.2f}", _spaced(map(_tenth, matching)))
-    return _titled(f"Prefix matching by layer: tenths, query head by query head (chance {chance:.2f})", table)
+    return _titled(
+        f"Prefix matching of each query head, in tenths, 9 from 0.9 on (chance {chance:.2f})", table
+    )
 
 
 def _tenth(score: float) -> tuple[str, str]:
