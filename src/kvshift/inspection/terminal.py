@@ -87,7 +87,7 @@ def _quadrants(taps: LearnedTaps) -> Group:
     table = _table()
     table.add_column("")
     table.add_column("meaning")
-    for name in ("heads", "share", "paper's 2.9B"):
+    for name in ("heads", "share", "paper"):
         table.add_column(name, justify="right")
     for name in QUADRANTS:
         mark, style = MARKS[name]
@@ -98,7 +98,7 @@ def _quadrants(taps: LearnedTaps) -> Group:
             f"{taps.quadrants[name] / total:.0%}",
             f"{PAPER_TABLE_4[name] / paper:.0%}",
         )
-    return _titled("Quadrants: which token's key and value a head reads", table)
+    return _titled("Quadrants: which token's key and value a head reads (paper: its 2.9B model)", table)
 
 
 def _by_layer(taps: LearnedTaps) -> Group:
