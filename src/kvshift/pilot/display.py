@@ -17,6 +17,8 @@ from kvshift.pilot.durations import format_duration
 from kvshift.pilot.execute import Finished, Progress, Running, Watcher
 from kvshift.pilot.settings import Arm, Plan
 
+_RUNS_TO_JUDGE = 4
+_LATE = 0.1  # of the planned time: what is worth saying
 _STATUS_STYLE = {"finished": "green", "diverged": "yellow", "failed": "red"}
 
 
@@ -126,9 +128,12 @@ def watching(console: Console) -> Iterator[Watcher]:
 
 
 def _live(live: Live, console: Console) -> Watcher:
+    warn_late = _once_if_late(console)
+
     def watch(progress: Progress, finished: Finished | None) -> None:
         if finished is not None:
             console.print(_finished_line(progress, finished))
+            warn_late(progress)
         live.update(_picture(progress))
 
     return watch
@@ -136,17 +141,39 @@ def _live(live: Live, console: Console) -> Watcher:
 
 def _lines(console: Console) -> Watcher:
     started = False
+    warn_late = _once_if_late(console)
 
     def watch(progress: Progress, finished: Finished | None) -> None:
         nonlocal started
         if finished is not None:
             console.print(_finished_line(progress, finished), soft_wrap=True)
+            warn_late(progress)
         elif not started:
             started = True
             if progress.done_before:
                 console.print(f"{progress.done_before} of {len(progress.plan.runs)} runs were done before.")
 
     return watch
+
+
+def _once_if_late(console: Console) -> Callable[[Progress], None]:
+    """Says, the first time that enough runs show it, that the pilot will take longer than planned."""
+    told = False
+
+    def warn(progress: Progress) -> None:
+        nonlocal told
+        late = progress.seconds_late(time.monotonic())
+        if told or len(progress.finished) < _RUNS_TO_JUDGE or late < _LATE * progress.plan.expected_seconds:
+            return
+        told = True
+        console.print(
+            f"! The machine is slower than when it was measured: about {format_duration(late)} more than "
+            "planned. Ctrl-C keeps what is done; the same line goes on with it.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+    return warn
 
 
 def _picture(progress: Progress) -> RenderableType:

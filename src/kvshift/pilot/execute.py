@@ -58,6 +58,7 @@ class Progress:
     waiting: deque[PlannedRun]
     running: list[Running] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def runs_done(self) -> int:
@@ -72,6 +73,12 @@ class Progress:
         for running in self.running:
             left += max(0.0, running.run.expected_seconds * pace - (now - running.started))
         return left / max(1, self.plan.devices)
+
+    def seconds_late(self, now: float) -> float:
+        """How much longer than planned the runs of this start will take in all; negative if shorter."""
+        runs = [*(item.run for item in (*self.finished, *self.running)), *self.waiting]
+        planned = sum(run.expected_seconds for run in runs) / max(1, self.plan.devices)
+        return now - self.began + self.seconds_left(now) - planned
 
 
 Watcher = Callable[[Progress, Finished | None], None]
