@@ -44,7 +44,7 @@ def test_merging_changes_no_logit(architecture, shifted, tokens) -> None:
     wrapped = with_lora(model, targets)
     on = wrapped(batch).logits
     with wrapped.disable_adapter():
-        assert torch.allclose(wrapped(batch).logits, plain, atol=1e-6, rtol=1e-6)
+        assert torch.allclose(wrapped(batch).logits, plain, atol=1e-5, rtol=1e-5)
     merged = wrapped.merge_and_unload()
     assert (on - plain).abs().max() > 1e-2  # the adapter does something
     assert torch.allclose(merged(batch).logits, on, atol=1e-5, rtol=1e-5)
