@@ -25,7 +25,7 @@ SHARD = 500_000_000
 def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     try:
-        parameters, size = write_checkpoint(folder / "plain")
+        shards, size = write_checkpoint(folder / "plain")
         runs = [convert(folder / "plain", folder / f"converted-{run}", size) for run in range(3)]
         print(
             json.dumps(
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
 
 
 def write_checkpoint(folder: Path) -> tuple[int, int]:
-    """Random weights of every name and shape; returns their number and their bytes."""
+    """Random weights of every name and shape; returns the number of files and the bytes."""
     config = LlamaConfig(
         vocab_size=36_000,
         hidden_size=2048,
@@ -84,7 +84,7 @@ def write_checkpoint(folder: Path) -> tuple[int, int]:
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": needed}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return needed // 2, needed
+    return len(shards), needed
 
 
 def convert(source: Path, target: Path, size: int) -> dict[str, float]:
