@@ -30,8 +30,9 @@ def main(folder: Path) -> None:
         print(
             json.dumps(
                 {
-                    "parameters": parameters,
+                    "parameters": size // 2,
                     "bytes": size,
+                    "shards": shards,
                     "runs": runs,
                     "imports alone": measured("import kvshift.cli.convert, kvshift.models.disk"),
                 },
