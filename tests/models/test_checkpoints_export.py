@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
+from transformers.integrations.executorch import TorchExportableModuleWithStaticCache
 
 SHAPE, OTHER = (2, 9), (3, 14)
 
@@ -81,3 +82,14 @@ def test_onnx(shifted, tokens, tmp_path) -> None:
     (found,) = session.run(None, {"input_ids": batch.numpy(), "attention_mask": real.numpy()})
     expected = model(batch, attention_mask=real).logits
     assert torch.allclose(torch.from_numpy(found)[real.bool()], expected[real.bool()], atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_step_with_a_static_cache_fails_to_export_instead_of_being_wrong(shifted, tokens) -> None:
+    """The library's recipe makes buffers of keys and values; raw rows would be left out of the program."""
+    model = shifted("llama")
+    model.generation_config.update(use_cache=True, cache_implementation="static")
+    recipe = TorchExportableModuleWithStaticCache(model, batch_size=1, max_cache_len=16, device="cpu")
+    step = {"input_ids": tokens(1, 1), "cache_position": torch.tensor([0])}
+    with pytest.raises(Exception, match="data-dependent"):
+        export(recipe, (), step, strict=False)

@@ -1,4 +1,4 @@
-"""The evaluation harness by its ordinary `hf` interface: padded batches of a converted model change nothing."""
+"""The evaluation harness by its ordinary `hf` interface: padding a batch changes no likelihood."""
 
 from __future__ import annotations
 
