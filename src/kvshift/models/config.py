@@ -56,4 +56,4 @@ class ShiftedConfig:
     @classmethod
     def _sealed_field(cls) -> str:
         """What the family calls the hidden size. Tokenizers load without it, and no model does."""
-        return cls.attribute_map.get("hidden_size", "hidden_size")  # type: ignore[attr-defined, no-any-return]
+        return cls.attribute_map.get("hidden_size", "hidden_size")  # type: ignore[attr-defined]

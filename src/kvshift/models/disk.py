@@ -26,7 +26,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from kvshift.errors import OutputError, UnsupportedModelError
 from kvshift.models.convert import shifted_config
 from kvshift.models.derived import ShiftedClasses, shifted_classes
-from kvshift.models.families import family_of
+from kvshift.models.families import SHIFTED_PREFIX, family_of
 from kvshift.models.folder import CONFIG, INDEX, WEIGHTS, Folder, read_folder
 from kvshift.models.skeleton import add_skeleton_taps, skeleton
 from kvshift.shift import KVShift, KVShiftConfig
@@ -116,7 +116,11 @@ def convert_folder(
         _write_weights(folder, taps, temporary, on_progress)
     total = sum(entry.bytes for entry in folder.entries.values()) + sum(map(_size, taps.values()))
     return Converted(
-        destination, classes.config.model_type, len(modules), sum(tap.numel() for tap in taps.values()), total
+        destination,
+        f"{SHIFTED_PREFIX}{classes.family.model_type}",
+        len(modules),
+        sum(tap.numel() for tap in taps.values()),
+        total,
     )
 
 
@@ -156,9 +160,9 @@ def _check_weights(folder: Folder, model: Any) -> str:
                 f"{name} in {entry.file} has shape {entry.shape}, and by {where} it should be "
                 f"{expected[name]}. The configuration and the weights are not of the same model."
             )
-    if (name := next(_missing(model, stored, attention, prefix), None)) is not None:
+    if (lacking := next(_missing(model, stored, attention, prefix), None)) is not None:
         raise UnsupportedModelError(
-            f"{where} needs {name}, and no file in {folder.path} has it. Either they are not of the same "
+            f"{where} needs {lacking}, and no file in {folder.path} has it. Either they are not of the same "
             "model, or the names are an older layout's: then load it with AutoModelForCausalLM, pass it "
             "to kvshift.convert and save it."
         )
