@@ -1,0 +1,114 @@
+"""Do the tests of models bite? `python benchmarks/mutations.py` switches off parts of the code, one by one.
+
+Each mutation is made in a copy of the source tree, and the tests named with it must fail there. Writes
+docs/results/mutations.md; exit code 1 if a mutation survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results" / "mutations.md"
+LIST = Path(__file__).with_suffix(".toml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` in the file becomes `new`; `tests` are what must notice, as pytest takes them."""
+
+    trap: str
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def listed(part: str) -> list[Mutation]:
+    """The mutations whose trap or description has this part."""
+    with LIST.open("rb") as file:
+        entries = tomllib.load(file)["mutation"]
+    mutations = [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+    return [m for m in mutations if part in f"{m.trap}: {m.what}"]
+
+
+def run(mutation: Mutation, place: Path) -> tuple[str, float]:
+    """The first test that failed, or an empty string if none did, and the seconds it took."""
+    source = place / "src" / "kvshift" / mutation.file
+    whole = source.read_text(encoding="utf-8")
+    if whole.count(mutation.old) != 1:
+        raise SystemExit(
+            f"{mutation.file}: {mutation.old!r} is there {whole.count(mutation.old)} times; expected once."
+        )
+    source.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(place / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    began = time.monotonic()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests],
+            cwd=place, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        source.write_text(whole, encoding="utf-8")
+    if ended.returncode not in (0, 1):
+        raise SystemExit(
+            f"The tests of {mutation.what!r} could not run:\n{ended.stdout[-3000:]}{ended.stderr[-1000:]}"
+        )
+    failed = re.search(r"^FAILED (\S+(?: \S+)*?)(?: - |$)", ended.stdout, re.MULTILINE)
+    return (failed[1] if failed else "") if ended.returncode else "", time.monotonic() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="part of a mutation's trap or description")
+    parser.add_argument("--list", action="store_true", help="check that every mutation fits, run nothing")
+    chosen = parser.parse_args()
+    wanted = listed(chosen.only)
+    if chosen.list:
+        for mutation in wanted:
+            count = (ROOT / "src" / "kvshift" / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+            print(f"{'fits' if count == 1 else f'{count} TIMES':8} {mutation.trap}: {mutation.what}")
+        return 0
+    rows, survivors = [], 0
+    with tempfile.TemporaryDirectory(prefix="kvshift-mutations-") as folder:
+        place = Path(folder)
+        for name in ("src", "tests", "pyproject.toml"):
+            source = ROOT / name
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, place / name, ignore=ignore) if source.is_dir() else shutil.copy(
+                source, place
+            )
+        for mutation in wanted:
+            test, seconds = run(mutation, place)
+            survivors += not test
+            print(
+                f"{'noticed' if test else 'SURVIVED':9} {seconds:4.0f} s  {mutation.trap}: {mutation.what}",
+                flush=True,
+            )
+            noticed = f"`{test.removeprefix('tests/')}`" if test else "**survived**"
+            rows.append(f"| {mutation.trap} | {mutation.what} | `{mutation.file}` | {noticed} |")
+    if not chosen.only:
+        PAGE.write_text(
+            "# Mutations\n\nParts of the code switched off, one by one, by `python benchmarks/mutations.py`, "
+            f"and the first test that noticed. {len(rows) - survivors} of {len(rows)} were noticed.\n\n"
+            "| trap | what was switched off | file | first test that failed |\n| --- | --- | --- | --- |\n"
+            + "\n".join(rows) + "\n",
+            encoding="utf-8",
+        )  # fmt: skip
+    print(f"{len(rows) - survivors} of {len(rows)} noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
