@@ -6,6 +6,7 @@ import copy
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -77,13 +78,19 @@ class ShiftedModel:
         """As in the library, from safetensors; refuses taps that do not fit the checkpoint's configuration.
 
         Raises:
-            UnsupportedModelError: the checkpoint holds taps its configuration does not have, or weights of
-                other shapes.
+            UnsupportedModelError: the checkpoint holds taps its configuration does not have, weights of
+                other shapes, or a damaged file.
         """
         kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            raise UnsupportedModelError(
+                f"A safetensors file of {str(where)!r} is damaged ({error}). Download or save it again."
+            ) from error
         mismatched = sorted(entry[0] for entry in info["mismatched_keys"])
         if wrong := sorted(key for key in (*info["unexpected_keys"], *mismatched) if f".{TAPS}." in key):
             raise UnsupportedModelError(
