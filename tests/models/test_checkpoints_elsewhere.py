@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import kvshift
+from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.models import shift_modules
 
 WITHOUT_KVSHIFT = """
@@ -165,3 +166,27 @@ def test_pickled_weights_are_not_read(shifted, tmp_path) -> None:
 
 def test_a_tokenizer_loads_beside_the_model(folder) -> None:
     assert AutoTokenizer.from_pretrained(folder)("a b")["input_ids"] == [0, 1]
+
+
+def test_a_path_without_a_model_is_refused(shifted, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    for name in ("empty", "file", "nowhere", "other"):
+        with pytest.raises(UsageError, match=r"no model to load at .*Expected a folder that save_pretrained"):
+            kvshift.from_pretrained(tmp_path / name, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b"", lambda b: b[:-9], lambda b: b"\xff" * 8 + b[8:], lambda b: b[:8] + b"#" + b[9:]],
+    ids=["empty", "truncated", "huge header", "header is no JSON"],
+)
+@pytest.mark.parametrize("load", [kvshift.from_pretrained, AutoModelForCausalLM.from_pretrained])
+def test_a_damaged_file_is_named_as_such(shifted, tmp_path, damage, load) -> None:
+    shifted("llama").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UnsupportedModelError, match=r"is damaged .*Download or save it again"):
+        load(tmp_path)

@@ -67,18 +67,31 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Loads a model that was converted and saved; `kwargs` as for the library's `from_pretrained`.
 
     Raises:
-        UnsupportedModelError: the folder holds a model without KV shift, or taps that do not fit.
+        UsageError: there is no model at `path`.
+        UnsupportedModelError: the folder holds a model without KV shift, taps that do not fit, or a damaged
+            file.
     """
     config = kwargs.pop("config", None)
     if config is None:
         where = {key: value for key, value in kwargs.items() if key in _WHERE}
-        config = AutoConfig.from_pretrained(path, **where)
+        config = _read_config(path, where)
     if not str(config.model_type).startswith(SHIFTED_PREFIX):
         raise UnsupportedModelError(
             f"{str(path)!r} holds a {config.model_type!r} model without KV shift. Load it with "
             "AutoModelForCausalLM.from_pretrained and pass it to kvshift.convert."
         )
     return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
+
+
+def _read_config(path: str | Path, where: dict[str, Any]) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, **where)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"There is no model to load at {str(path)!r}: {reason} Expected a folder that save_pretrained "
+            "wrote, with config.json and safetensors files, or such a model on the hub."
+        ) from error
 
 
 def shift_modules(model: nn.Module) -> list[KVShift]:
