@@ -91,5 +91,5 @@ def test_a_step_with_a_static_cache_fails_to_export_instead_of_being_wrong(shift
     model.generation_config.update(use_cache=True, cache_implementation="static")
     recipe = TorchExportableModuleWithStaticCache(model, batch_size=1, max_cache_len=16, device="cpu")
     step = {"input_ids": tokens(1, 1), "cache_position": torch.tensor([0])}
-    with pytest.raises(Exception, match="data-dependent"):
+    with pytest.raises(Exception, match=r"data-dependent|raw rows"):
         export(recipe, (), step, strict=False)
