@@ -188,7 +188,9 @@ def test_padding_between_packed_documents_is_no_hole(family, shifted, tokens) ->
 def shifted_keys(model, batch: torch.Tensor, **inputs) -> torch.Tensor:
     """The first layer's keys after the shift."""
     kept = []
-    handle = shift_modules(model)[0].register_forward_hook(lambda *call: kept.append(call[2][1]))
+    handle = shift_modules(model)[0].register_forward_hook(
+        lambda module, arguments, output: kept.append(output[0]) if arguments[0] == "k" else None
+    )
     model(batch, use_cache=False, **inputs)
     handle.remove()
     return kept[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 import kvshift
 from kvshift.errors import UnsupportedModelError
@@ -47,38 +47,6 @@ def test_prompts_shorter_than_the_window(family, shifted, tokens, full_logits, l
     assert close(torch.stack(made.logits, 1)[0], full_logits(model, made.sequences[0])[length - 1 : -1])
 
 
-def test_left_padded_generation(family, shifted, tokens, full_logits) -> None:
-    model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3))
-    lengths = (6, 3, 1)
-    batch, mask = left_padded([tokens(n, seed=n) for n in lengths])
-    made = generate(model, batch, attention_mask=mask)
-    for row, length in enumerate(lengths):
-        sequence = made.sequences[row, 6 - length :]
-        expected = full_logits(model, sequence)[length - 1 : -1]
-        assert close(torch.stack(made.logits, 1)[row], expected)
-        assert torch.equal(sequence[length:], expected.argmax(-1))
-
-
-def test_left_padded_chunked_prefill(family, shifted, tokens, full_logits) -> None:
-    """The first chunk of the short row is padding alone: its state must still mean "beginning"."""
-    model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3))
-    lengths = (8, 3, 5)
-    batch, mask = left_padded([tokens(n, seed=n) for n in lengths])
-    made = generate(model, batch, attention_mask=mask, prefill_chunk_size=3)
-    for row, length in enumerate(lengths):
-        expected = full_logits(model, made.sequences[row, 8 - length :])[length - 1 : -1]
-        assert close(torch.stack(made.logits, 1)[row], expected)
-
-
-def test_sampling_several_sequences(family, shifted, tokens, full_logits) -> None:
-    model = shifted(family)
-    torch.manual_seed(3)
-    made = generate(model, tokens(2, 5), do_sample=True, num_return_sequences=3)
-    assert len(made.sequences.unique(dim=0)) > 2
-    for row, sequence in enumerate(made.sequences):
-        assert close(torch.stack(made.logits, 1)[row], full_logits(model, sequence)[4:-1])
-
-
 @pytest.mark.parametrize("sampled", [False, True])
 def test_beam_search_moves_state_with_its_beams(family, shifted, tokens, sampled) -> None:
     model = shifted(family)
@@ -108,59 +76,6 @@ def test_any_chunks_through_a_callers_own_cache(
     assert close(torch.cat(pieces), full_logits(model, sequence))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])  # a sliding-window cache counts padding as tokens
-@torch.no_grad()
-def test_right_padded_prompts_then_decoding(family, shifted, tokens, full_logits) -> None:
-    """The state is the last real row, not the padding after it, and padding steps leave it alone."""
-    model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3))
-    first, second = tokens(7, seed=1), tokens(4, seed=2)
-    batch = torch.stack((first[:5], torch.cat((second[:2], torch.tensor([5, 5, 5])))))
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    cache = model(batch, attention_mask=mask, use_cache=True).past_key_values
-
-    # One step in which only the first row is real, then two tokens for both.
-    mask = torch.cat((mask, torch.tensor([[1], [0]])), 1)
-    model(torch.stack((first[5:6], torch.tensor([5]))), attention_mask=mask, past_key_values=cache,
-          position_ids=torch.tensor([[5], [2]]))  # fmt: skip
-    mask = torch.cat((mask, torch.tensor([[1, 0], [1, 1]])), 1)
-    last = model(
-        torch.stack((torch.cat((first[6:], torch.tensor([5]))), second[2:])),
-        attention_mask=mask,
-        past_key_values=cache,
-        position_ids=torch.tensor([[6, 7], [2, 3]]),
-    ).logits
-    assert close(last[0, :1], full_logits(model, first)[6:])
-    assert close(last[1], full_logits(model, second)[2:])
-
-
-@torch.no_grad()
-def test_cache_operations_move_state_and_cache_together(family, shifted, tokens, full_logits) -> None:
-    model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3))
-    prompts, following = tokens(3, 5), tokens(6, 2, seed=8)
-
-    def continued(cache, rows: list[int]) -> None:
-        found = model(following[: len(rows)], past_key_values=cache, use_cache=True).logits
-        for row, after, logits in zip(rows, following, found, strict=False):
-            assert close(logits, full_logits(model, torch.cat((prompts[row], after)))[5:])
-
-    def prefilled():
-        return model(prompts, use_cache=True).past_key_values
-
-    cache = prefilled()
-    cache.reorder_cache(torch.tensor([2, 0, 2]))
-    continued(cache, [2, 0, 2])
-    cache = prefilled()
-    cache.batch_repeat_interleave(2)
-    continued(cache, [0, 0, 1, 1, 2, 2])
-    cache = prefilled()
-    cache.batch_select_indices(torch.tensor([2, 1]))
-    continued(cache, [2, 1])
-    cache = prefilled()
-    cache.reset()
-    model(prompts[[1, 2]], past_key_values=cache, use_cache=True)
-    continued(cache, [1, 2])
-
-
 @torch.no_grad()
 def test_the_cache_keeps_two_raw_rows_and_not_the_prompt(family, shifted, tokens) -> None:
     cache = shifted(family)(tokens(2, 30), use_cache=True).past_key_values
@@ -170,61 +85,10 @@ def test_the_cache_keeps_two_raw_rows_and_not_the_prompt(family, shifted, tokens
             assert rows.untyped_storage().nbytes() == rows.numel() * rows.element_size()
 
 
-def test_continuing_a_generation_from_its_cache(family, shifted, tokens, full_logits) -> None:
-    model = shifted(family)
-    first = generate(model, tokens(2, 5))
-    prompt = torch.cat((first.sequences, tokens(2, 3, seed=9)), 1)
-    made = generate(model, prompt, past_key_values=first.past_key_values)
-    for row, sequence in enumerate(made.sequences):
-        assert close(torch.stack(made.logits, 1)[row], full_logits(model, sequence)[14:-1])
-
-
-REFUSED = {
-    "static": ({"cache_implementation": "static"}, "cache_implementation='static'"),
-    "quantized": ({"cache_implementation": "quantized"}, "cache_implementation='quantized'"),
-    "offloaded": ({"cache_implementation": "offloaded"}, "cache_implementation='offloaded'"),
-    "prompt lookup": ({"prompt_lookup_num_tokens": 2}, "assisted generation"),
-}
-
-
-@pytest.mark.parametrize(("settings", "sentence"), REFUSED.values(), ids=REFUSED)
-def test_other_ways_to_generate_are_refused(family, shifted, tokens, settings, sentence) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"{sentence}.*DynamicCache"):
-        generate(shifted(family), tokens(1, 5), **settings)
-
-
-def test_assisting_and_being_assisted_is_refused(family, shifted, vanilla, tokens) -> None:
-    with pytest.raises(UnsupportedModelError, match="assisted generation"):
-        generate(shifted(family), tokens(1, 5), assistant_model=vanilla(family))
-    with pytest.raises(UnsupportedModelError, match="assistant of another model"):
-        generate(vanilla(family), tokens(1, 5), assistant_model=shifted(family))
-
-
 def test_continuous_batching_is_refused(family, shifted, tokens) -> None:
     with pytest.raises(UnsupportedModelError, match="continuous batching"):
         shifted(family).generate_batch([[1, 2, 3]])
     with pytest.raises(UnsupportedModelError, match="continuous batching"):
         shifted(family).init_continuous_batching()
-
-
-@torch.no_grad()
-def test_unfit_caches_are_refused(family, shifted, vanilla, tokens) -> None:
-    model = shifted(family)
-    with pytest.raises(UnsupportedModelError, match="StaticCache"):
-        model(tokens(1, 3), past_key_values=StaticCache(config=model.config, max_cache_len=8))
-    with pytest.raises(UnsupportedModelError, match="unshifted model filled it"):
-        model(tokens(1, 1), past_key_values=vanilla(family)(tokens(1, 3), use_cache=True).past_key_values)
-    cache = model(tokens(1, 3), use_cache=True).past_key_values
-    with pytest.raises(UnsupportedModelError, match="cropped"):
-        cache.crop(-1)
-
-
-def left_padded(sequences: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded with an ordinary token, so that padding read by mistake is not zero."""
-    length = max(map(len, sequences))
-    batch = torch.full((len(sequences), length), 5)
-    mask = torch.zeros(len(sequences), length, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        batch[row, length - len(sequence) :] = sequence
-        mask[row, length - len(sequence) :] = 1
-    return batch, mask
+    with pytest.raises(UnsupportedModelError, match="continuous batching"):
+        shifted(family)(tokens(1, 3), cache=object())

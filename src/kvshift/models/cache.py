@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    LinearAttentionCacheLayerMixin,
+)
 
 from kvshift.errors import UnsupportedModelError
-from kvshift.models.rows import RawRows, RowShapes, with_raw_rows
+from kvshift.models.rows import FixedRows, RawRows, RowShapes, with_raw_rows
 from kvshift.models.starts import Boundaries
 from kvshift.shift import ShiftState
 
@@ -33,7 +38,10 @@ def layout_of(model: nn.Module) -> Layout:
 
 def new_cache(config: PretrainedConfig, layout: Layout) -> Cache:
     """An empty dynamic cache for a shifted model."""
-    return prepare_cache(DynamicCache(config=config), layout)
+    cache = DynamicCache(config=config)
+    for index in layout:
+        cache.layers[index] = _like(cache.layers[index])
+    return prepare_cache(cache, layout)
 
 
 def prepare_cache(cache: Any, layout: Layout, batch: int | None = None) -> Cache:
@@ -67,6 +75,10 @@ def prepare_cache(cache: Any, layout: Layout, batch: int | None = None) -> Cache
             _give_rows(layer, shapes)
         elif not torch.compiler.is_compiling():
             _check_rows(layer, shapes, batch)
+    if not torch.compiler.is_compiling():
+        recurrent = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+        for index in layout:
+            cache.layers[index].recurrent = recurrent
     return cache
 
 
@@ -85,14 +97,52 @@ def write_state(cache: Cache, layer_index: int, state: ShiftState, raw: ShiftSta
     cache.layers[layer_index].write(state, raw, getattr(cache, "kv_shift_boundaries", None))
 
 
-def set_boundaries(cache: Cache, boundaries: Boundaries) -> None:
-    """Says where sequences begin and end in the call that comes next."""
-    if not torch.compiler.is_compiling():
-        cache.kv_shift_boundaries = boundaries
+def has_room(cache: Cache) -> bool:
+    """Whether a prepared cache is static: allocated for tokens to come."""
+    return any(isinstance(layer, FixedRows) for layer in cache.layers)
+
+
+def set_boundaries(cache: Cache, boundaries: Boundaries, time: int) -> None:
+    """Says where sequences begin and end in the call of `time` tokens that comes next.
+
+    Raises:
+        UnsupportedModelError: the library's own layers would take the padding cached earlier for tokens.
+    """
+    if torch.compiler.is_compiling():
+        return
+    cache.kv_shift_boundaries = boundaries
+    if getattr(cache, "kv_shift_ends_in_padding", False) and _takes_padding_for_tokens(cache, time):
+        raise UnsupportedModelError(
+            "The prompts in this cache were padded on the right, and the library's sliding windows and "
+            "recurrent layers count such padding as tokens, with KV shift or without. Pad on the left."
+        )
+    if time > 1 and boundaries.last is not None and cache.get_seq_length() == 0:
+        ends = boundaries.last
+        cache.kv_shift_ends_in_padding = bool(((ends >= 0) & (ends < time - 1)).any())
+
+
+def _takes_padding_for_tokens(cache: Cache, time: int) -> bool:
+    return any(
+        isinstance(layer, LinearAttentionCacheLayerMixin)
+        or (getattr(layer, "is_sliding", False) and layer.get_seq_length() + time > layer.get_max_length())
+        for layer in cache.layers
+    )
+
+
+def _like(layer: Any) -> RawRows:
+    """A new layer of the same kind with raw rows: a compiled graph cannot change a layer's class."""
+    settings = ("sliding_window", "number_of_states")
+    made = with_raw_rows(type(layer))
+    return made(**{name: getattr(layer, name) for name in settings if hasattr(layer, name)})
 
 
 def _give_rows(layer: Any, shapes: RowShapes) -> None:
     shifted = with_raw_rows(type(layer))
+    if torch.compiler.is_compiling():
+        raise UnsupportedModelError(
+            "A cache cannot be given its place for raw rows in a compiled graph. Run the prompt through the "
+            "model before it is compiled, as `generate` does."
+        )
     if layer.is_initialized and layer.get_seq_length() > 0:
         raise UnsupportedModelError(
             "This cache holds tokens without the raw rows KV shift needs: an unshifted model filled it, "

@@ -24,6 +24,17 @@ class CarryingBase:
         return output
 
 
+class CarryingCausalLM:
+    """Placed in front of the causal language model, which drops what `generate` says about boundaries."""
+
+    def __call__(self: Any, *args: Any, boundaries: Boundaries | None = None, **kwargs: Any) -> Any:
+        self.base_model.boundaries = boundaries
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.base_model.boundaries = None
+
+
 class CarryingLayer:
     """Placed in front of the family's decoder layer; `attention` is its shifted attention."""
 

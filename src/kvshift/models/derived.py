@@ -18,7 +18,7 @@ from transformers.conversion_mapping import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kvshift.models.attention import ShiftedAttention
-from kvshift.models.carrier import CarryingBase, CarryingLayer
+from kvshift.models.carrier import CarryingBase, CarryingCausalLM, CarryingLayer
 from kvshift.models.config import ShiftedConfig
 from kvshift.models.families import FAMILIES, SHIFTED_PREFIX, Family
 from kvshift.models.generation import ShiftedGeneration
@@ -74,6 +74,7 @@ def _derive(family: Family) -> ShiftedClasses:
         base = derive(_suffix(family, family.base_model), ShiftedModel, family.base_model, **shared)
     causal_lm = derive(
         "ForCausalLM",
+        *((CarryingCausalLM,) if carrying else ()),
         ShiftedGeneration,
         ShiftedModel,
         family.causal_lm,

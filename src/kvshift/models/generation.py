@@ -10,7 +10,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from kvshift.errors import UnsupportedModelError
 from kvshift.models.cache import layout_of, prepare_cache
-from kvshift.models.starts import find_boundaries, is_4d
+from kvshift.models.starts import Boundaries, find_boundaries, is_4d
 
 _EXACT = (
     GenerationMode.GREEDY_SEARCH,
@@ -47,16 +47,26 @@ class ShiftedGeneration:
                 cache.activate_past_recording()  # once more: the layers that had none have it now
 
     def prepare_inputs_for_generation(
-        self: Any, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+        self: Any,
+        input_ids: Tensor,
+        *args: Any,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in the library. With compilable caches that makes the mask 4-D, so boundaries are found here."""
+        """As in the library. With compilable caches that makes the mask 4-D, so boundaries are found here.
+
+        `inputs_embeds` is named because the library looks for that name.
+        """
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, *args, attention_mask=attention_mask, **kwargs
+            input_ids, *args, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         )
         cache = inputs.get("past_key_values")
-        if cache is not None and cache.is_compileable:
-            tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
-            batch, time = tokens.shape[:2]
+        tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
+        batch, time = tokens.shape[:2]
+        if cache is not None and time == 1 and not kwargs.get("is_first_iteration", False):
+            inputs["boundaries"] = Boundaries(None, None)  # a token that was made just now: none is padding
+        elif cache is not None and cache.is_compileable:
             inputs["boundaries"] = find_boundaries(
                 batch,
                 time,

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from kvshift.errors import UnsupportedModelError
-from kvshift.models.cache import Layout, layout_of, new_cache, prepare_cache, set_boundaries
+from kvshift.models.cache import Layout, has_room, layout_of, new_cache, prepare_cache, set_boundaries
 from kvshift.models.families import Family
 from kvshift.models.starts import Boundaries, find_boundaries, is_4d, is_packed
 from kvshift.shift import KVShift, KVShiftConfig
@@ -155,13 +155,14 @@ class ShiftedBase(ShiftedModel):
                 time,
                 tokens.device,
                 past=past_key_values.get_seq_length() if past_key_values is not None else 0,
+                room=past_key_values is not None and has_room(past_key_values),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 seq_idx=kwargs.get("seq_idx"),
                 cu_seq_lens=kwargs.get("cu_seq_lens_q"),
             )
         if past_key_values is not None:
-            set_boundaries(past_key_values, boundaries)
+            set_boundaries(past_key_values, boundaries, time)
         return super().forward(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -208,8 +209,8 @@ class ShiftedBase(ShiftedModel):
         if packed:
             raise UnsupportedModelError(
                 f"The library's {self.family.model_type!r} layers read across packed documents, with or "
-                "without KV shift. Give each document a row of its own, with an attention_mask for the padding "
-                "and without position_ids."
+                "without KV shift. Give each document a row of its own, with an attention_mask for the "
+                "padding and without position_ids."
             )
 
     def _cache_unless_unsafe(

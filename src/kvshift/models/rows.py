@@ -49,6 +49,9 @@ class RawRows(CacheLayerMixin):
     stale = False
     """Keys and values were added without their raw rows: by an unshifted model, or by one that failed."""
 
+    recurrent = False
+    """Layers of the same cache keep the state of a recurrence."""
+
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.stale = True
         return super().update(*args, **kwargs)
@@ -141,9 +144,9 @@ class GrowingRows(RawRows):
 
     def _check_can_take_back(self: Any, removed: int, length: int) -> None:
         self._refuse_if_quantized("cropped")
-        if any(getattr(self, "is_recurrent_states_initialized", {}).values()):
+        if self.recurrent:
             raise UnsupportedModelError(
-                "This cache layer holds the state of a recurrence, which has no way back: it cannot be "
+                "This cache holds the state of a recurrence, which has no way back: it cannot be "
                 "cropped. Copy the cache (copy.deepcopy) before the tokens that may have to go."
             )
         kept = 0 if self.history is None else self.history.columns
@@ -260,3 +263,9 @@ def with_raw_rows(layer_class: type) -> type:
         globals()[name] = made  # found by its name when pickled
         _SHIFTED[layer_class] = made
     return _SHIFTED[layer_class]
+
+
+_LIBRARY = [each for each in vars(cache_utils).values() if isinstance(each, type)]
+for _class in _LIBRARY:  # made now: a class cannot be made in a compiled graph
+    if issubclass(_class, DynamicLayer | StaticLayer) and not issubclass(_class, _SPARSE):
+        with_raw_rows(_class)

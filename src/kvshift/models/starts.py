@@ -39,6 +39,7 @@ def find_boundaries(
     device: torch.device,
     *,
     past: int | Tensor = 0,
+    room: bool = False,
     attention_mask: object = None,
     position_ids: Tensor | None = None,
     seq_idx: Tensor | None = None,
@@ -47,7 +48,8 @@ def find_boundaries(
     """The boundaries of a batch of `time` tokens that follow `past` cached ones.
 
     Args:
-        past: a tensor where the cache is static; the mask may then have columns for tokens to come.
+        past: a tensor where a static cache counts them.
+        room: the cache is static, and the mask may have columns for tokens to come.
         attention_mask: `(batch, past + time)`, non-zero where a token is real; or `(batch, 1 or heads, time,
             past + time)`, True or 0.0 where a token is seen, together with something that tells starts.
         position_ids: `(batch or 1, time)`.
@@ -79,14 +81,15 @@ def find_boundaries(
         if not torch.compiler.is_compiling():
             _refuse_other_predecessors(attention_mask, starts)
         return Boundaries(starts, None)
-    real = _real_tokens(attention_mask, batch, past, time).to(device)
+    real = _real_tokens(attention_mask, batch, past, time, room).to(device)
     if isinstance(past, Tensor):
         now = real.index_select(1, torch.arange(time, device=device) + past)
     else:
-        now = real[:, past:]
+        now = real[:, past : past + time]
     after_padding = _with_first(torch.zeros_like(now[:, :1]), now[:, 1:] & ~now[:, :-1])
     if time > 1 and not torch.compiler.is_compiling():
-        _refuse_holes(real, after_padding if starts is None else after_padding & ~starts, int(past))
+        resumed = after_padding if position_ids is None else after_padding & (position_ids != 0)
+        _refuse_holes(real, resumed, int(past))
     starts = after_padding if starts is None else starts | after_padding
     columns = torch.arange(1, time + 1, device=device)
     return Boundaries(starts, (now * columns).amax(1) - 1, now)
@@ -106,7 +109,7 @@ def is_4d(attention_mask: object) -> TypeGuard[Tensor]:
     return isinstance(attention_mask, Tensor) and attention_mask.dim() == 4
 
 
-def _real_tokens(attention_mask: object, batch: int, past: int | Tensor, time: int) -> Tensor:
+def _real_tokens(attention_mask: object, batch: int, past: int | Tensor, time: int, room: bool) -> Tensor:
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         what = (
             f"{attention_mask.dim()}-D"
@@ -120,8 +123,8 @@ def _real_tokens(attention_mask: object, batch: int, past: int | Tensor, time: i
     if torch.compiler.is_compiling() and isinstance(past, Tensor):
         return attention_mask != 0  # how many tokens are cached cannot be asked in a compiled graph
     length = int(past) + time
-    room = isinstance(past, Tensor) and attention_mask.shape[1] > length
-    if tuple(attention_mask.shape) != (batch, length) and not (room and len(attention_mask) == batch):
+    rows, columns = attention_mask.shape
+    if rows != batch or columns < length or (columns > length and not room):
         raise UnsupportedModelError(
             f"The attention mask has shape {tuple(attention_mask.shape)}; expected {(batch, length)}, the "
             "cached tokens' columns included, to tell real tokens from padding."
