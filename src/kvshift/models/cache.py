@@ -29,11 +29,8 @@ Layout = dict[int, RowShapes]
 
 def layout_of(model: nn.Module) -> Layout:
     """What a shifted model keeps in its cache."""
-    return {
-        module.layer_idx: RowShapes.of(module.kv_shift)
-        for module in model.modules()
-        if hasattr(type(module), "unshifted")  # attention; what holds its taps may be a wrapper of PEFT's
-    }
+    shifted = (module for module in model.modules() if isinstance(getattr(module, "kv_shift", None), KVShift))
+    return {module.layer_idx: RowShapes.of(module.kv_shift) for module in shifted}  # type: ignore[misc,arg-type]
 
 
 def new_cache(config: PretrainedConfig, layout: Layout) -> Cache:

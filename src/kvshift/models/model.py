@@ -177,7 +177,7 @@ class ShiftedBase(ShiftedModel):
     def _cache_layout(self: Any) -> Layout:
         if "kv_shift_layout" not in vars(self):
             self.kv_shift_layout = layout_of(self)
-        return self.kv_shift_layout  # type: ignore[no-any-return]
+        return self.kv_shift_layout
 
     def _wants_cache(self: Any, use_cache: bool | None) -> bool:
         recomputes = self.gradient_checkpointing and self.training

@@ -34,7 +34,7 @@ class RowShapes(NamedTuple):
     def of(cls, taps: KVShift) -> RowShapes:
         """The shapes for a layer with these taps."""
 
-        def shape(weight: Tensor | None) -> tuple[int, int, int] | None:
+        def shape(weight: Any) -> tuple[int, int, int] | None:
             return None if weight is None else (taps.config.window - 1, weight.shape[0], taps.head_dim)
 
         return cls(shape(taps.k_weight), shape(taps.v_weight), shape(taps.q_weight))
@@ -229,7 +229,7 @@ def _copied(state: ShiftState) -> ShiftState:
 def _reorders_no_quantized_rows(shifted: type) -> bool:
     """Whether only the few rows that are not quantized yet would follow the beams, as in 5.17."""
     own: Any = next(base for base in shifted.__mro__ if not issubclass(base, RawRows))
-    return own.reorder_cache is CacheLayerMixin.reorder_cache  # type: ignore[no-any-return]
+    return own.reorder_cache is CacheLayerMixin.reorder_cache
 
 
 _SHIFTED: dict[type, type] = {}
