@@ -29,8 +29,12 @@ Layout = dict[int, RowShapes]
 
 def layout_of(model: nn.Module) -> Layout:
     """What a shifted model keeps in its cache."""
-    shifted = (module for module in model.modules() if isinstance(getattr(module, "kv_shift", None), KVShift))
-    return {module.layer_idx: RowShapes.of(module.kv_shift) for module in shifted}  # type: ignore[misc,arg-type]
+    layout: Layout = {}
+    for module in model.modules():
+        if hasattr(type(module), "unshifted"):  # attention; what holds its taps may be a wrapper of PEFT's
+            attention: Any = module
+            layout[attention.layer_idx] = RowShapes.of(attention.kv_shift)
+    return layout
 
 
 def new_cache(config: PretrainedConfig, layout: Layout) -> Cache:

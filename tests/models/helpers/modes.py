@@ -42,7 +42,10 @@ def error(mode: Mode, model: PreTrainedModel) -> float:
 
 
 def draw(*shape: int, seed: int = 7) -> torch.Tensor:
-    return torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+    """Tokens, the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randint(1, VOCABULARY, shape, generator=generator, device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def full(model: PreTrainedModel, sequence: torch.Tensor) -> torch.Tensor:
@@ -158,7 +161,8 @@ def assisted_by_a_similar_model(model):
     """Some candidates are accepted, some rejected."""
     assistant = copy.deepcopy(model)
     weight = assistant.get_input_embeddings().weight
-    weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+    generator = torch.Generator(weight.device).manual_seed(2)
+    weight += 0.05 * torch.randn(weight.shape, generator=generator, device=weight.device)
     yield from _assisted(model, assistant)
 
 
