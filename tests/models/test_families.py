@@ -157,3 +157,17 @@ def test_queries_are_shifted_where_the_family_can(architecture, tokens) -> None:
     for module in shift_modules(model):
         torch.nn.init.zeros_(module.q_weight[:, 1])
     assert error(logits(model, ids), before) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon-new", "phi3"])  # each layout
+def test_a_forward_compiles_under_a_default_device(name, tokens) -> None:
+    """Which puts a mode around every function of torch, and not everything can be traced through one."""
+    torch._dynamo.reset()
+    model, ids = make_shifted(name, PAPER), tokens(2, 8)
+    torch.set_default_device("cpu")
+    try:
+        with torch.no_grad():
+            found = torch.compile(model, fullgraph=True, backend="eager")(ids, use_cache=False).logits
+    finally:
+        torch.set_default_device(None)
+    assert error(found, logits(model, ids)) < 1e-4

@@ -90,9 +90,6 @@ def _suffix(family: Family, part: type) -> str:
 
 def _register(classes: ShiftedClasses) -> None:
     model_type = classes.config.model_type  # type: ignore[attr-defined]
-    renamed = get_checkpoint_conversion_mapping(classes.family.model_type)
-    if renamed is not None:  # checkpoints of some families name or split weights otherwise than their models
-        register_checkpoint_conversion_mapping(model_type, renamed, overwrite=True)
     AutoConfig.register(model_type, classes.config, exist_ok=True)
     AutoModel.register(classes.config, classes.base_model, exist_ok=True)
     AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)

@@ -50,7 +50,7 @@ class Separate:
             projection = getattr(attention, module)
 
             def project(hidden: Tensor) -> Tensor:
-                rows = projection(hidden).unflatten(-1, (-1, head_dim))
+                rows = _view(projection(hidden), -1, head_dim)
                 return shift(name, rows).flatten(-2)
 
             return project
@@ -89,13 +89,14 @@ class Fused:
         queries, keys = self.heads(attention, head_dim)
 
         def by_kind(hidden: Tensor) -> Tensor:
-            rows = projection(hidden).unflatten(-1, (-1, head_dim))
+            rows = _view(projection(hidden), -1, head_dim)
             q, k, v = rows.split((queries, keys, keys), dim=-2)
             return torch.cat((shift("q", q), shift("k", k), shift("v", v)), dim=-2).flatten(-2)
 
         def by_group(hidden: Tensor) -> Tensor:
-            rows = projection(hidden).unflatten(-1, (keys, queries // keys + 2, head_dim))
-            q = shift("q", rows[..., :-2, :].flatten(-3, -2)).unflatten(-2, (keys, queries // keys))
+            rows = _view(projection(hidden), keys, queries // keys + 2, head_dim)
+            q = shift("q", rows[..., :-2, :].flatten(-3, -2))
+            q = q.view(*q.shape[:-2], keys, queries // keys, head_dim)
             k, v = shift("k", rows[..., -2, :]), shift("v", rows[..., -1, :])
             return torch.cat((q, k.unsqueeze(-2), v.unsqueeze(-2)), dim=-2).flatten(-3)
 
@@ -103,3 +104,8 @@ class Fused:
 
     def key_weight(self, attention: Any) -> Tensor:
         return getattr(attention, self.projection).weight
+
+
+def _view(rows: Tensor, *last: int) -> Tensor:
+    """The last axis as these. (`unflatten` cannot be compiled under `torch.set_default_device`.)"""
+    return rows.view(*rows.shape[:-1], *last)
