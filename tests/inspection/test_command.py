@@ -147,6 +147,33 @@ def test_a_hub_name_is_not_downloaded(capsys, tmp_path: Path, monkeypatch) -> No
     assert "hf download someone/some-model" in capsys.readouterr().err
 
 
+def test_a_hub_name_with_half_a_model_in_the_cache_is_not_completed(tmp_path: Path, monkeypatch) -> None:
+    snapshot = tmp_path / "models--someone--half" / "snapshots" / ("0" * 40)
+    model(shifted=False).config.save_pretrained(snapshot)
+    (tmp_path / "models--someone--half" / "refs").mkdir()
+    (tmp_path / "models--someone--half" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="hf download someone/half"):
+        load_model("someone/half")
+
+
+def test_a_cached_model_is_found_by_its_name(tmp_path: Path, monkeypatch) -> None:
+    snapshot = tmp_path / "models--someone--whole" / "snapshots" / ("0" * 40)
+    model().save_pretrained(snapshot)
+    (tmp_path / "models--someone--whole" / "refs").mkdir()
+    (tmp_path / "models--someone--whole" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = Inspection.model_validate_json(run("someone/whole", "--json", "--no-induction").stdout)
+    assert found.model.name == "someone/whole"
+    assert len(found.taps.heads) == 8
+
+
+def test_an_adapter_beside_a_model_does_not_send_elsewhere(saved: Path) -> None:
+    (saved / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    with pytest.raises(UsageError, match="merge it"):
+        load_model(str(saved))
+
+
 def _edit_config(folder: Path, **changes) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))

@@ -51,6 +51,8 @@ def test_weights_times_values_is_what_the_layer_gives(architecture: str, shifted
     torch.testing.assert_close(watched, plain, rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == before
     torch.testing.assert_close(model(tokens, use_cache=False).logits, plain, rtol=0, atol=0)
+    for _, attention in attention_layers(model).values():
+        assert "_split_heads" not in vars(attention)
 
     assert seen.keys() == projected.keys() != set()
     for layer, (weights, values) in seen.items():

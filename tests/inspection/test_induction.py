@@ -192,3 +192,26 @@ def test_an_attention_that_cannot_be_seen_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UnsupportedModelError, match="--no-induction"):
         induction_scores(model)
+
+
+def test_copying_leaves_biases_out_and_the_start_token_too() -> None:
+    """Against the same path written out for GPT-2, whose every projection and norm has a bias."""
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "n_inner": 48}
+    model = make("gpt2", bos_token_id=60, **shape)
+    inner = model.transformer.h[0]
+    with torch.no_grad():
+        for bias in (inner.attn.c_proj.bias, model.transformer.ln_f.bias):
+            bias.normal_(0, 10)
+        model.transformer.ln_f.weight.normal_()
+    scores = induction_scores(model, sequences=1, length=10, seed=3)
+    tokens = torch.randperm(60, generator=torch.Generator().manual_seed(3))[:10]
+    with torch.no_grad():
+        places = model.transformer.wpe.weight[1:11]  # the start token is in place 0
+        hidden = inner.ln_1(model.transformer.wte(tokens) + places)
+        values = inner.attn.c_attn(hidden)[:, 64:].view(10, 4, 8)
+        for head in range(4):
+            written = values[:, head] @ inner.attn.c_proj.weight[8 * head : 8 * head + 8]
+            centred = written - written.mean(-1, keepdim=True)
+            logits = (centred * model.transformer.ln_f.weight) @ model.lm_head.weight[tokens].T
+            above = (logits.diagonal()[:, None] > logits).sum().item() / (10 * 9)
+            assert scores.heads[head].copying == pytest.approx(2 * above - 1, abs=1e-6)

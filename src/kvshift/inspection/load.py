@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -16,7 +18,10 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def find_model(given: str) -> str:
-    """What to load for a path the user gave: the folder, the `final` of a run's folder, or a cached name.
+    """The folder to load for what the user gave: a folder, a run's folder, or a name in the local cache.
+
+    A name becomes its folder in the cache here: given a name, the library asks the network for adapters even
+    with `local_files_only`.
 
     Raises:
         UsageError: there is no model, with what is there instead and what to do.
@@ -24,10 +29,12 @@ def find_model(given: str) -> str:
     path = Path(given).expanduser()
     if not path.exists():
         if _HUB_NAME.fullmatch(given):
-            return given  # the local cache may have it
+            return _cached(given)
         raise UsageError(f"{given} does not exist; expected a model's folder.")
     if not path.is_dir():
         raise UsageError(f"{given} is a file; expected a model's folder, with config.json and safetensors.")
+    if (path / "adapter_config.json").is_file():  # the library would load the model that it names
+        raise UsageError(f"{given} holds an adapter; merge it into its model and save that.")
     if (path / _CONFIG).is_file():
         return str(path)
     if (path / "final" / _CONFIG).is_file():
@@ -44,11 +51,17 @@ def find_model(given: str) -> str:
             f"{given} is a pilot with {len(runs)} finished runs; name one, such as "
             f"{path / 'runs' / runs[-1]} (there are {shown})."
         )
-    if (path / "adapter_config.json").is_file():
-        raise UsageError(
-            f"{given} holds an adapter without its model; merge it into its model and save that."
-        )
     raise UsageError(f"{given} has no config.json; expected a model's folder, as save_pretrained writes it.")
+
+
+def _cached(name: str) -> str:
+    try:
+        return snapshot_download(name, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise UsageError(
+            f"{name} is neither a folder nor in the local Hugging Face cache, and no network is used here. "
+            f"Check the path, or download it first: hf download {name}"
+        ) from error
 
 
 def load_config(given: str) -> PretrainedConfig:
@@ -63,7 +76,7 @@ def load_config(given: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(found, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # configurations validate themselves with errors of huggingface_hub's own
-        raise _explained(given, found, error) from error
+        raise _explained(given, error) from error
 
 
 def load_model(given: str) -> PreTrainedModel:
@@ -85,7 +98,7 @@ def load_model(given: str) -> PreTrainedModel:
     except KVShiftError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _explained(given, found, error) from error
+        raise _explained(given, error) from error
     if missing := sorted(info["missing_keys"]):
         raise UsageError(
             f"{given} lacks {len(missing)} of its model's weights ({missing[0]} is one), and scores of "
@@ -94,13 +107,8 @@ def load_model(given: str) -> PreTrainedModel:
     return model.eval()
 
 
-def _explained(given: str, found: str, error: Exception) -> KVShiftError:
+def _explained(given: str, error: Exception) -> KVShiftError:
     said = " ".join(str(error).split())
-    if not Path(found).exists():
-        return UsageError(
-            f"{given} is neither a folder nor in the local Hugging Face cache, and kvshift inspect uses no "
-            f"network. Check the path, or download it first: hf download {given}"
-        )
     if "trust_remote_code" in said or "custom code" in said:
         return UnsupportedModelError(
             f"{given} needs program code of its own, which kvshift does not run. Inspect a model of an "
@@ -112,4 +120,5 @@ def _explained(given: str, found: str, error: Exception) -> KVShiftError:
         return UnsupportedModelError(
             f"{given}: {said[:300]} Expected a causal language model that the installed transformers knows."
         )
-    return UsageError(f"{given} cannot be loaded: {said[:300]} Save or download the model again.")
+    again = "Save it again." if Path(given).expanduser().exists() else f"Complete it: hf download {given}"
+    return UsageError(f"{given} cannot be loaded: {said[:300]} {again}")

@@ -26,9 +26,7 @@ def picture(context: Context) -> dict[str, Any] | None:
     """Positions, shares and the paper's own counts; None where keys and values are not both there."""
     counts = {name: context.results.quadrants.get(name, 0) for name in PAPER}
     heads = [
-        head
-        for head in context.results.taps
-        if lean(head.keys) is not None and lean(head.values) is not None
+        head for head in context.results.taps if lean(head.keys) is not None and lean(head.values) is not None
     ]
     if not heads or not sum(counts.values()):
         return None
