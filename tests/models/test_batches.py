@@ -172,6 +172,29 @@ def test_masks_that_do_not_tell_starts_are_refused(family, shifted, tokens, mask
         shifted(family)(tokens(1, 6), attention_mask=mask)
 
 
+def test_positions_that_go_on_after_padding_do_not_excuse_it(family, shifted, tokens) -> None:
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1]])
+    with pytest.raises(UnsupportedModelError, match="padding between two tokens of one sequence"):
+        shifted(family)(tokens(1, 6), attention_mask=mask, position_ids=torch.tensor([[0, 1, 1, 2, 3, 4]]))
+
+
+def test_4d_masks_of_candidate_trees_are_refused(family, shifted, tokens) -> None:
+    """Two candidates for the fourth token, each with one that follows it: columns 3, 4 and 5, 6."""
+    seen = torch.ones(7, 7, dtype=torch.bool).tril()
+    seen[5:, 3:5] = False
+    positions = torch.tensor([[0, 1, 2, 3, 4, 3, 4]])
+    with pytest.raises(UnsupportedModelError, match="do not describe the same sequences"):
+        shifted(family)(tokens(1, 7), attention_mask=seen[None, None], position_ids=positions)
+
+
+def test_4d_masks_are_not_cached(family, shifted, tokens) -> None:
+    model, batch = shifted(family), tokens(1, 5)
+    inputs = {"attention_mask": torch.ones(1, 1, 5, 5, dtype=torch.bool).tril(), "position_ids": positions(5)}
+    assert model(batch, **inputs).past_key_values is None
+    with pytest.raises(UnsupportedModelError, match=r"which tokens are padding.*use_cache=False"):
+        model(batch, **inputs, use_cache=True)
+
+
 @torch.no_grad()
 def test_padding_between_packed_documents_is_no_hole(family, shifted, tokens) -> None:
     """Each document's shift is its own; what attention makes of such a mask is the library's affair."""

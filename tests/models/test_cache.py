@@ -7,8 +7,8 @@ import copy
 
 import pytest
 import torch
-from modes import MODES, draw, each, error, full, generate, in_pieces, made_logits
-from tiny_models import make_shifted, make_vanilla
+from modes import MODES, draw, each, error, full, generate, in_pieces, made_logits, padded
+from tiny_models import PAD, make_shifted, make_vanilla
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import Cache, QuantizedLayer
 
@@ -86,6 +86,29 @@ def test_going_back_through_changes_of_the_batch_and_through_padding() -> None:
     logits = model(after, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
     for found, row, new, real in zip(logits, rows, after, mask.bool(), strict=True):
         whole = torch.cat((prompts[row, :4], new))[real]
+        assert differs([(found, full(model, whole)[-3:])]) < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("numbered", [True, False], ids=["with positions", "without positions"])
+@pytest.mark.parametrize("removed", [1, 2, 3, 4])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_going_back_into_a_padded_prompt(side, removed, numbered) -> None:
+    """Cuts after the first token of a row, in its padding, and where other rows have gone on."""
+    model = make_shifted("llama", SHIFT)
+    sequences = [draw(n, seed=n) for n in (6, 4, 2)]
+    batch, mask = padded(sequences, side)
+    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if numbered or side == "right" else {}
+    cache = model(batch, attention_mask=mask, **positions, use_cache=True).past_key_values
+    cache.crop(-removed)
+    kept = mask[:, : 6 - removed]
+    after = draw(3, 3, seed=8)
+    mask = torch.cat((kept, torch.ones_like(after)), 1)
+    if positions:
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -3:]}
+    logits = model(after, attention_mask=mask, **positions, past_key_values=cache).logits
+    for found, row, real, new in zip(logits, batch, kept.bool(), after, strict=True):
+        whole = torch.cat((row[: 6 - removed][real], new))
         assert differs([(found, full(model, whole)[-3:])]) < 1
 
 
@@ -259,3 +282,16 @@ def test_a_shifted_assistant_helps_an_unshifted_model() -> None:
     model = make_vanilla("llama")
     made = generate(model, draw(1, 6), assistant_model=make_shifted("llama", SHIFT, seed=0))
     assert differs(made_logits(model, made, [6])) < 1
+
+
+def test_an_assistant_takes_back_more_than_is_always_kept() -> None:
+    longer = {"max_position_embeddings": 256}
+    assistant = make_shifted("llama", SHIFT, seed=1, **longer)
+    assistant.generation_config.num_assistant_tokens = KEPT + 20
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    model = make_vanilla("llama", **longer)
+    # The library would mask a padding token that was made, in the assistant's next prompt.
+    settings = {"max_new_tokens": KEPT + 30, "do_sample": False, "suppress_tokens": [PAD]}
+    made = model.generate(draw(1, 4), assistant_model=assistant, **settings)
+    assert torch.equal(made, model.generate(draw(1, 4), **settings))

@@ -85,6 +85,20 @@ def test_the_cache_keeps_two_raw_rows_and_not_the_prompt(family, shifted, tokens
             assert rows.untyped_storage().nbytes() == rows.numel() * rows.element_size()
 
 
+def test_static_caches_find_starts_in_the_mask_where_positions_run_through_padding(
+    family, shifted, full_logits, tokens
+) -> None:
+    """`generate` hands the forward a 4-D mask then; rotary embedding does not mind the positions."""
+    model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3))
+    batch = tokens(2, 6)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
+    inputs = {"attention_mask": mask, "position_ids": torch.arange(6).expand(2, -1)}
+    made = generate(model, batch, **inputs, cache_implementation="static")
+    for row, begin in enumerate((3, 0)):
+        expected = full_logits(model, made.sequences[row, begin:])[5 - begin : -1]
+        assert close(torch.stack(made.logits, 1)[row], expected)
+
+
 def test_continuous_batching_is_refused(family, shifted, tokens) -> None:
     with pytest.raises(UnsupportedModelError, match="continuous batching"):
         shifted(family).generate_batch([[1, 2, 3]])

@@ -26,7 +26,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
         (*FALCON, *RECURRENT, "gpt_oss", "llama4", "opt"),
     ),
     "right padded then decoding": (*SLIDING, *RECURRENT),
-    "crop and continue": RECURRENT,
+    **dict.fromkeys(("crop and continue", "prefill column by column"), RECURRENT),
     **dict.fromkeys((*CHUNKS, "static cache chunked prefill", "batch changes"), ("jamba",)),
 }
 """Mode → models that are refused with a sentence: the library's own layers would be wrong there."""

@@ -77,7 +77,7 @@ def prepare_cache(cache: Any, layout: Layout, batch: int | None = None) -> Cache
         elif not torch.compiler.is_compiling():
             _check_rows(layer, shapes, batch)
     if not torch.compiler.is_compiling():
-        recurrent = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+        recurrent = _is_recurrent(cache)
         for index in layout:
             cache.layers[index].recurrent = recurrent
     return cache
@@ -107,7 +107,7 @@ def set_boundaries(cache: Cache, boundaries: Boundaries, time: int) -> None:
     """Says where sequences begin and end in the call of `time` tokens that comes next.
 
     Raises:
-        UnsupportedModelError: the library's own layers would take the padding cached earlier for tokens.
+        UnsupportedModelError: the library's own layers would take padding for tokens.
     """
     if torch.compiler.is_compiling():
         return
@@ -117,17 +117,30 @@ def set_boundaries(cache: Cache, boundaries: Boundaries, time: int) -> None:
             "The prompts in this cache were padded on the right, and the library's sliding windows and "
             "recurrent layers count such padding as tokens, with KV shift or without. Pad on the left."
         )
+    if (
+        time == 1
+        and boundaries.last is not None
+        and _is_recurrent(cache)
+        and bool((boundaries.last < 0).any())
+    ):
+        raise UnsupportedModelError(
+            "A step of one token holds padding, and the library's recurrent layers take it for a token, with "
+            "KV shift or without. Run the prompts in one call, or in larger chunks (prefill_chunk_size)."
+        )
     if time > 1 and boundaries.last is not None and cache.get_seq_length() == 0:
         ends = boundaries.last
         cache.kv_shift_ends_in_padding = bool(((ends >= 0) & (ends < time - 1)).any())
 
 
 def _takes_padding_for_tokens(cache: Cache, time: int) -> bool:
-    return any(
-        isinstance(layer, LinearAttentionCacheLayerMixin)
-        or (getattr(layer, "is_sliding", False) and layer.get_seq_length() + time > layer.get_max_length())
+    return _is_recurrent(cache) or any(
+        getattr(layer, "is_sliding", False) and layer.get_seq_length() + time > layer.get_max_length()
         for layer in cache.layers
     )
+
+
+def _is_recurrent(cache: Cache) -> bool:
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def _like(layer: Any) -> RawRows:

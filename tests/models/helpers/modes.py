@@ -193,6 +193,14 @@ def chunked_prefill(model, **settings):
 
 
 @mode
+def prefill_column_by_column(model):
+    """A step of one token is not always one that was made just now: here it may be padding."""
+    lengths = [6, 2]
+    batch, mask = padded([draw(n, seed=n) for n in lengths], "left")
+    yield from made_logits(model, generate(model, batch, attention_mask=mask, prefill_chunk_size=1), lengths)
+
+
+@mode
 def static_cache(model):
     made = generate(model, draw(2, 6), cache_implementation="static")
     yield from made_logits(model, made, [6, 6])
