@@ -54,7 +54,7 @@ class ShiftedAttention:
             shifted, after[name] = self.kv_shift(
                 name, rows, starts=boundaries.starts, state=getattr(before, name), last=boundaries.last
             )
-            return shifted  # type: ignore[no-any-return]
+            return shifted
 
         projections = self.family.layout.shifted(self, self.kv_shift.head_dim, shift)
         output = self.unshifted.forward(_Layer(self, projections), *args, **kwargs)

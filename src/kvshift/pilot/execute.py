@@ -76,7 +76,7 @@ class Progress:
 
     def seconds_late(self, now: float) -> float:
         """How much longer than planned the runs of this start will take in all; negative if shorter."""
-        runs = [*(item.run for item in (*self.finished, *self.running)), *self.waiting]
+        runs = [*(f.run for f in self.finished), *(r.run for r in self.running), *self.waiting]
         planned = sum(run.expected_seconds for run in runs) / max(1, self.plan.devices)
         return now - self.began + self.seconds_left(now) - planned
 
