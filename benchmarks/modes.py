@@ -116,8 +116,7 @@ def main() -> None:
         f"`python benchmarks/modes.py --device {chosen.device} --dtype {chosen.dtype}`, {versions}. "
         "Largest difference from full forwards, in units of the logits' standard deviation; *refused*: with "
         "a sentence, because the library's own layers would be wrong; —: the library cannot, shifted or "
-        "not.\n\n"
-        + table(chosen.models, rows)
+        "not.\n\n" + table(chosen.models, rows)
     )
     if chosen.print:
         print(said)
