@@ -64,7 +64,9 @@ class ShiftedGeneration:
         cache = inputs.get("past_key_values")
         tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
         batch, time = tokens.shape[:2]
-        if cache is not None and time == 1 and not kwargs.get("is_first_iteration", False):
+        # A chunk of a prompt gives no next length; before 5.23 it does not give is_first_iteration either.
+        decoding = kwargs.get("next_sequence_length") == 1 and not kwargs.get("is_first_iteration", False)
+        if cache is not None and time == 1 and decoding:
             inputs["boundaries"] = Boundaries(None, None)  # a token that was made just now: none is padding
         elif cache is not None and cache.is_compileable:
             inputs["boundaries"] = find_boundaries(
