@@ -25,33 +25,46 @@ LIST = Path(__file__).with_suffix(".toml")
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` in the file becomes `new`; `tests` are what must notice, as pytest takes them."""
+    """Each of `old` in the file becomes the `new` beside it; `tests` must notice, as pytest takes them."""
 
     trap: str
     what: str
     file: str
-    old: str
-    new: str
+    old: tuple[str, ...]
+    new: tuple[str, ...]
     tests: tuple[str, ...]
+
+    def fits(self, source: str) -> bool:
+        """Whether each `old` is there, once."""
+        return all(source.count(old) == 1 for old in self.old)
+
+    def made_in(self, source: str) -> str:
+        for old, new in zip(self.old, self.new, strict=True):
+            source = source.replace(old, new)
+        return source
 
 
 def listed(part: str) -> list[Mutation]:
     """The mutations whose trap or description has this part."""
     with LIST.open("rb") as file:
         entries = tomllib.load(file)["mutation"]
-    mutations = [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+    mutations = [Mutation(**{name: _read(name, value) for name, value in entry.items()}) for entry in entries]
     return [m for m in mutations if part in f"{m.trap}: {m.what}"]
+
+
+def _read(name: str, value: str | list[str]) -> str | tuple[str, ...]:
+    if name not in ("old", "new", "tests"):
+        return str(value)
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def run(mutation: Mutation, place: Path) -> tuple[str, float]:
     """The first test that failed, or an empty string if none did, and the seconds it took."""
     source = place / "src" / "kvshift" / mutation.file
     whole = source.read_text(encoding="utf-8")
-    if whole.count(mutation.old) != 1:
-        raise SystemExit(
-            f"{mutation.file}: {mutation.old!r} is there {whole.count(mutation.old)} times; expected once."
-        )
-    source.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
+    if not mutation.fits(whole):
+        raise SystemExit(f"{mutation.file}: {mutation.old!r} is not there once each; mend the list.")
+    source.write_text(mutation.made_in(whole), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(place / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     began = time.monotonic()
     try:
@@ -77,8 +90,8 @@ def main() -> int:
     wanted = listed(chosen.only)
     if chosen.list:
         for mutation in wanted:
-            count = (ROOT / "src" / "kvshift" / mutation.file).read_text(encoding="utf-8").count(mutation.old)
-            print(f"{'fits' if count == 1 else f'{count} TIMES':8} {mutation.trap}: {mutation.what}")
+            source = (ROOT / "src" / "kvshift" / mutation.file).read_text(encoding="utf-8")
+            print(f"{'fits' if mutation.fits(source) else 'DOES NOT':8} {mutation.trap}: {mutation.what}")
         return 0
     rows, survivors = [], 0
     with tempfile.TemporaryDirectory(prefix="kvshift-mutations-") as folder:
