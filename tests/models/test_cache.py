@@ -160,16 +160,6 @@ def test_quantized_caches_keep_raw_rows_as_they_are() -> None:
     assert differs(each(model, in_pieces(model, cache, batch.flip(0), 1), batch.flip(0))) < 1
 
 
-def test_the_librarys_own_quantized_cache() -> None:
-    cache_utils = pytest.importorskip("transformers.cache_utils")
-    if not hasattr(cache_utils, "Fp8QuantizedLayer"):
-        pytest.skip("this transformers has no backend that needs no other package")
-    model = make_shifted("llama", SHIFT)
-    settings = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
-    exact, rounded = (generate(model, draw(2, 5), **more).exact_logits[:, 1] for more in ({}, settings))
-    assert 0 < (exact - rounded).abs().max() < 0.2 * exact.std()
-
-
 @torch.no_grad()
 def test_offloaded_caches_keep_raw_rows_on_the_device(family, monkeypatch) -> None:
     """The streams are stand-ins; the layers are moved as the library moves them."""
