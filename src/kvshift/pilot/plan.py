@@ -42,10 +42,12 @@ ARMS: dict[str, dict[str, Any] | None] = {
 
 SEQUENCE_LENGTH = {"cpu": 256, "cuda": 1024}
 BATCHES = {"cpu": (16, 8, 4, 2), "cuda": (64, 32, 16)}
-"""Windows of that length in a batch; the largest that leaves `ENOUGH_STEPS` is taken. Smaller ones leave a
-GPU waiting for its host (docs/results/pilot.md)."""
+"""Windows of that length in a batch; the largest that leaves `ENOUGH_STEPS` is taken."""
 ENOUGH_STEPS = {"cpu": 900, "cuda": 500}
 """Short runs gain more from steps than from large batches (docs/results/defaults.md)."""
+MORE_STEPS = 1.25
+"""What a smaller batch must bring. A GPU that waits for its host steps no faster with half the tokens
+(docs/results/pilot.md)."""
 _CALIBRATION_SHARE = 0.03  # of the budget
 _CALIBRATION_SECONDS = (4.0, 15.0)  # least and most
 _CHECKPOINT_SECONDS = {
@@ -110,15 +112,15 @@ def make_plan(
 
     machine = _machine(shape, measure, settings.budget_seconds)
     choice = fit.choose_measured(machine, groups, arms, clock.limits(limits, machine))
-    if settings.batch_size is None and choice is not None:
-        better = batch_for(choice.length.tokens, device, length)
+    if settings.batch_size is None:
+        better = batch_for(0 if choice is None else choice.length.tokens, device, length)
         if better != shape.batch:
-            larger = dataclasses.replace(shape, batch=better)
+            other = dataclasses.replace(shape, batch=better)
             clock = dataclasses.replace(clock, measuring=clock.measuring + machine.seconds_used)
-            with_larger = _machine(larger, measure, settings.budget_seconds)
-            again = fit.choose_measured(with_larger, groups, arms, clock.limits(limits, with_larger))
-            if again is not None:
-                shape, machine, choice = larger, with_larger, again
+            with_other = _machine(other, measure, settings.budget_seconds)
+            again = fit.choose_measured(with_other, groups, arms, clock.limits(limits, with_other))
+            if choice is None or (again is not None and _brings_steps(shape, choice, other, again)):
+                shape, machine, choice = other, with_other, again
     if choice is None:
         raise too_small(settings, machine, groups, arms, clock.limits(limits, machine))
     worth = device.kind == "cuda" and _worth_compiling(machine, choice, arms)
@@ -169,6 +171,14 @@ def batch_for(tokens: int, device: DeviceInfo, sequence_length: int) -> int:
     """Windows in a batch: the largest of the device's that leaves enough steps."""
     batches, enough = _batches(device, sequence_length), ENOUGH_STEPS[device.kind]
     return next((b for b in batches if tokens / (b * sequence_length) >= enough), batches[-1])
+
+
+def _brings_steps(shape: _Shape, choice: fit.Choice, other: _Shape, again: fit.Choice) -> bool:
+    """Whether another batch is worth its change: a larger one always, a smaller one for more steps."""
+    if other.batch > shape.batch:
+        return True
+    steps, steps_again = choice.length.tokens / shape.step_tokens, again.length.tokens / other.step_tokens
+    return steps_again >= MORE_STEPS * steps
 
 
 def _batches(device: DeviceInfo, sequence_length: int) -> list[int]:
@@ -302,7 +312,8 @@ def _compiled(
     """
     tokens = int(choice.length.tokens / (1 - fit.COMPILE_GAIN))
     if shape.settings.batch_size is None:
-        shape = dataclasses.replace(shape, batch=batch_for(tokens, shape.device, shape.sequence_length))
+        batch = max(shape.batch, batch_for(tokens, shape.device, shape.sequence_length))
+        shape = dataclasses.replace(shape, batch=batch)
     shape = dataclasses.replace(shape, compile=True)
     measured = _machine(shape, measure, shape.settings.budget_seconds)
     models = len(choice.sizes) * len(arms)

@@ -283,6 +283,21 @@ def test_on_a_gpu_batches_suit_the_length_and_memory_is_bounded(plan_for: PlanFo
     assert true_seconds(plan, machine(1e14, 4e-3)) < 3600
 
 
+@pytest.mark.parametrize(
+    ("flops", "layer_seconds", "batch"),
+    [(4e14, 9e-3, 32), (4e13, 5e-4, 16)],
+    ids=["the GPU waits for its host", "the host waits for its GPU"],
+)
+def test_a_smaller_batch_is_taken_only_for_more_steps(
+    plan_for: PlanFor, flops: float, layer_seconds: float, batch: int
+) -> None:
+    data = FakeText(18_000_000, 1_000_000, vocab_size=16_384)
+    sizes = ("d256-L5", "d384-L6", "d512-L8")
+    plan = plan_for(data, machine(flops, layer_seconds), GPU, budget_seconds=900, sizes=sizes)
+    assert plan.runs[0].recipe.batch_size == batch
+    assert plan.runs[0].recipe.steps >= 300
+
+
 def test_compiling_is_for_long_runs_on_a_gpu(plan_for: PlanFor) -> None:
     data = FakeText(10**9, 5_000_000)
     short = plan_for(data, machine(1e14, 4e-3), GPU, budget_seconds=300)
