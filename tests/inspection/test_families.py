@@ -21,8 +21,8 @@ _SPEC.loader.exec_module(tiny)
 
 GATED = {"qwen3_next"}  # a gate multiplies what attention gives before the output projection
 
-# Before 5.21 the library ran Gemma 2 through sdpa, which drops the cap of the scores: unshifted logits are then
-# 8e-3 from those of its eager attention, and 2e-6 with attn_logit_softcapping=None. Eager is what is watched.
+# Before 5.21 the library ran Gemma 2 through sdpa, which drops the cap of the scores: unshifted logits are
+# then 8e-3 from those of its eager attention, and 2e-6 without a cap. Eager is what is watched.
 SDPA_WITHOUT_CAP = {"gemma2"}
 
 

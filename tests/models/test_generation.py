@@ -99,6 +99,19 @@ def test_static_caches_find_starts_in_the_mask_where_positions_run_through_paddi
         assert close(torch.stack(made.logits, 1)[row], expected)
 
 
+def test_only_a_decoding_step_is_taken_for_a_token_made_just_now(family, shifted, tokens) -> None:
+    """A prompt's chunk of one column may be padding; before 5.23 it comes without `is_first_iteration`."""
+    model = shifted(family)
+
+    def boundaries(**said):
+        inputs = {"attention_mask": torch.tensor([[0], [1]]), "past_key_values": DynamicCache(), **said}
+        return model.prepare_inputs_for_generation(tokens(2, 1), **inputs).get("boundaries")
+
+    assert boundaries(next_sequence_length=1) == (None, None, None)
+    assert boundaries() is None  # left for the forward to find
+    assert boundaries(next_sequence_length=1, is_first_iteration=True) is None
+
+
 def test_continuous_batching_is_refused(family, shifted, tokens) -> None:
     with pytest.raises(UnsupportedModelError, match="continuous batching"):
         shifted(family).generate_batch([[1, 2, 3]])
