@@ -220,18 +220,6 @@ def full_record(patch, full):
     return take_loss
 
 
-def test_safetensors_own_error_of_a_full_disk(tmp_path):
-    from safetensors import SafetensorError
-
-    from kvshift.training.files import output_errors
-
-    text = 'Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No space left" }'
-    with pytest.raises(OutputError, match="disk is full"), output_errors(tmp_path):
-        raise SafetensorError(text)
-    with pytest.raises(SafetensorError), output_errors(tmp_path):
-        raise SafetensorError("something else")
-
-
 def _count(folder: Path) -> int:
     try:
         return (folder / "record.jsonl").read_bytes().count(b"\n")

@@ -59,9 +59,9 @@ def inspect(
     values.whole("--seed", seed, 0, 2**63 - 1)
 
     from kvshift.errors import UsageError
+    from kvshift.files import output_errors
     from kvshift.inspection.load import find_model
     from kvshift.inspection.picture import check_drawable
-    from kvshift.training.files import output_errors
 
     found = find_model(model)
     if plot is not None:
@@ -78,11 +78,11 @@ def inspect(
         raise UsageError("--device cuda: this machine has no CUDA device that torch can use.")
     chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
 
+    from kvshift.files import write_atomically
     from kvshift.inspection import inspect_model
     from kvshift.inspection.load import load_model
     from kvshift.inspection.picture import Format, draw
     from kvshift.inspection.terminal import print_inspection
-    from kvshift.training.files import write_atomically
 
     logging.disable_progress_bar()
     console = Console()

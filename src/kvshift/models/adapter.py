@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kvshift.errors import OutputError, UnsupportedModelError, UsageError
+from kvshift.errors import UnsupportedModelError, UsageError
+from kvshift.files import open_to_others, output_errors, sync_file
 from kvshift.models.convert import convert, is_shifted, shift_modules
 from kvshift.models.families import SHIFTED_PREFIX, family_of
 from kvshift.models.skeleton import add_skeleton_taps, skeleton
@@ -78,15 +79,16 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
         "shift": shift.to_dict(),
     }
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt", _METADATA: json.dumps(about)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"Cannot write {path}: {error}.") from error
+    with output_errors(path):
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", _METADATA: json.dumps(about)})
+            open_to_others(temporary)
+            sync_file(temporary)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError):
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def load_adapter(model: Any, path: str | Path) -> Any:

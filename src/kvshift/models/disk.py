@@ -7,7 +7,6 @@ new are a small file with the taps, an index that names it, and the configuratio
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from kvshift.errors import OutputError, UnsupportedModelError
+from kvshift.files import open_to_others, output_errors, sync_file, sync_folder
 from kvshift.models.convert import shifted_config
 from kvshift.models.derived import ShiftedClasses, shifted_classes
 from kvshift.models.families import SHIFTED_PREFIX, family_of
@@ -45,14 +45,6 @@ _WEIGHTS_AND_CODE = (
     ".onnx",
     ".py",
 )
-_OF_THE_USER = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.ENOTDIR: "a part of the path is a file",
-}
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and those to be written."""
@@ -107,7 +99,7 @@ def convert_folder(
     prefix = _check_weights(folder, model)
     modules = add_skeleton_taps(model, config)
     taps = _draw(modules, generator, prefix)
-    with _output_errors(destination), _whole_or_nothing(destination) as temporary:
+    with output_errors(destination), _whole_or_nothing(destination) as temporary:
         _check_space(folder, destination)
         written = shifted_config(folder.config, classes, config)
         written.architectures = [architecture.__name__]
@@ -252,7 +244,7 @@ def _write_weights(
             if on_progress is not None:
                 on_progress(done, total)
     save_file(taps, temporary / TAPS_FILE, metadata={"format": "pt"})
-    (temporary / TAPS_FILE).chmod(0o666 & ~_umask())
+    open_to_others(temporary / TAPS_FILE)
     weight_map = {name: _name(entry.file) for name, entry in folder.entries.items()}
     metadata = {
         "total_parameters": sum(entry.elements for entry in folder.entries.values())
@@ -308,41 +300,16 @@ def _whole_or_nothing(destination: Path) -> Iterator[Path]:
         )
     temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=parent))
     try:
-        temporary.chmod(0o777 & ~_umask())
+        open_to_others(temporary)
         yield temporary
         for path in temporary.iterdir():
             if path.is_file():
-                _sync(path)
-        _sync(temporary)
+                sync_file(path)
+        sync_folder(temporary)
         if destination.exists() or destination.is_symlink():
             raise OutputError(f"{destination} appeared while it was being written; nothing was replaced.")
         os.rename(temporary, destination)
-        _sync(parent)
+        sync_folder(parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _output_errors(destination: Path) -> Iterator[None]:
-    """Turns the failures of writing that a user can mend into `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _OF_THE_USER:
-            raise OutputError(f"Cannot write {destination}: {_OF_THE_USER[error.errno]}.") from error
         raise

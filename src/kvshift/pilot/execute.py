@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kvshift.errors import KVShiftError, OutputError
+from kvshift.files import output_errors
 from kvshift.pilot.memory import MemoryMeter
 from kvshift.pilot.settings import Plan, PlannedRun
 from kvshift.pilot.state import PilotFolder, PilotState, Stopwatch
 from kvshift.pilot.worker import Job, JobFailedError
-from kvshift.training.files import output_errors
 from kvshift.training.recipe import Recipe
 from kvshift.training.record import Record, read_record
 

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvshift.errors import OutputError
+from kvshift.files import output_errors, write_atomically
 from kvshift.pilot.settings import PLAN_VERSION, PilotSettings, Plan
-from kvshift.training.files import output_errors, write_atomically
 
 PRESENTATION = {"language", "price_per_hour", "currency"}
 """Settings that change the report only: a finished pilot may be shown again with others."""

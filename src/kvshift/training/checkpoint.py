@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kvshift.training.files import output_errors, sync_file, sync_folder
+from kvshift.files import output_errors, sync_file, sync_folder
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from kvshift.errors import OutputError
-from kvshift.training.files import output_errors, write_atomically
+from kvshift.files import output_errors, write_atomically
 from kvshift.training.recipe import Recipe
 
 Status = Literal["finished", "diverged", "failed", "unfinished"]

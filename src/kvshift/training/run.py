@@ -18,10 +18,10 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kvshift.errors import OutputError
+from kvshift.files import output_errors, sync_file, sync_folder, write_atomically
 from kvshift.tasks.text import TextData
 from kvshift.training import checkpoint
 from kvshift.training.data import check_enough
-from kvshift.training.files import output_errors, sync_file, sync_folder, write_atomically
 from kvshift.training.meters import Clock, PeakMemory
 from kvshift.training.model import effective_taps, tap_parameters
 from kvshift.training.recipe import Recipe

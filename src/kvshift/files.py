@@ -14,12 +14,14 @@ from safetensors import SafetensorError
 from kvshift.errors import OutputError
 
 _OF_THE_USER = {  # what the user can mend; anything else keeps its traceback
-    errno.ENOSPC: "the disk is full; free some space and start again, it goes on from the last checkpoint",
-    errno.EDQUOT: "the disk quota is used up; free some space and start again",
+    errno.ENOSPC: "the disk is full; free some space and do the same again",
+    errno.EDQUOT: "the disk quota is used up; free some space and do the same again",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; choose another folder or change its permissions",
     errno.EPERM: "permission denied; choose another folder or change its permissions",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
+    errno.ENOENT: "its folder is not there; make it first, or choose another",
+    errno.EISDIR: "it is a folder; name a file in it",
     errno.EEXIST: "a file of that name is in the way; choose another folder",
 }
 
@@ -34,7 +36,7 @@ def output_errors(path: Path) -> Iterator[None]:
             raise OutputError(f"Cannot write {path}: {_OF_THE_USER[error.errno]}.") from error
         raise
     except SafetensorError as error:  # safetensors reports the system's error as text only
-        code = re.search(r"code: (\d+)", str(error))
+        code = re.search(r"(?:code:|os error) (\d+)", str(error))
         if code is not None and int(code[1]) in _OF_THE_USER:
             raise OutputError(f"Cannot write {path}: {_OF_THE_USER[int(code[1])]}.") from error
         raise
@@ -72,3 +74,10 @@ def sync_folder(folder: Path) -> None:
 def sync_file(path: Path) -> None:
     """Brings a file's contents to the disk."""
     sync_folder(path)
+
+
+def open_to_others(path: Path) -> None:
+    """Gives what was made for its owner alone, as safetensors and tempfile do, a new file's permissions."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
