@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvshift.cli import values
+from kvshift.cli.shift import Keys, PerChannel, Queries, Values, Window, shift_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,11 +25,11 @@ def doctor(
             "downloaded, and no weights are read.",
         ),
     ],
-    window: Annotated[int, typer.Option(help="Taps a head: 2, 3 or 4.")] = 2,
-    keys: Annotated[bool, typer.Option(help="Shift the keys.")] = True,
-    values_: Annotated[bool, typer.Option("--values/--no-values", help="Shift the values.")] = True,
-    queries: Annotated[bool, typer.Option(help="Shift the queries too.")] = False,
-    per_channel: Annotated[bool, typer.Option("--per-channel", help="Taps for each channel.")] = False,
+    window: Window = 2,
+    keys: Keys = True,
+    values: Values = True,
+    queries: Queries = False,
+    per_channel: PerChannel = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Tell what KV shift would do to a model, and whether everything works with it.
@@ -38,24 +38,16 @@ def doctor(
     every way that is easy to get wrong (cached decoding, chunks, padding, packing, beams, a static cache,
     saving) and compared with a plain forward. Exit code 4 if the model cannot be shifted or a check fails.
     """
-    values.whole("--window", window, 2, 4)
+    shift = shift_config(window=window, keys=keys, values=values, queries=queries, per_channel=per_channel)
 
     from rich.console import Console
     from transformers.utils import logging
 
     from kvshift.inspection.doctor import examine
     from kvshift.inspection.load import load_config
-    from kvshift.shift import KVShiftConfig
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    shift = KVShiftConfig(
-        window=window,
-        shift_keys=keys,
-        shift_values=values_,
-        shift_queries=queries,
-        per_channel=per_channel,
-    )
     console = Console()
     with console.status("Examining"):
         found = examine(load_config(model), shift)
