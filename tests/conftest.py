@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "models" / "helpers"))  # the tiny models of every family
 
 
 @pytest.fixture(autouse=True, scope="session")

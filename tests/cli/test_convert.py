@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny_models import make_vanilla
 
 import kvshift
 from kvshift.cli import main
@@ -12,16 +11,7 @@ from kvshift.cli import main
 
 @pytest.fixture
 def plain(tmp_path, capsys):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "plain", max_shard_size="8KB")
+    make_vanilla("llama").save_pretrained(tmp_path / "plain", max_shard_size="8KB")
     capsys.readouterr()  # the library's own progress
     return tmp_path / "plain"
 

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import kvshift
+from kvshift.inspection import Inspection, inspect_model
 
 HEAD_DIM = 64
 VOCABULARY = 200
@@ -55,6 +56,37 @@ def _read_tokens(model: PreTrainedModel, layer: int, head: int, sharpness: float
         attention.k_proj.weight[rows] = eye
         attention.v_proj.weight[rows] = eye
         attention.o_proj.weight[:, rows] = 5 * eye.T
+
+
+@pytest.fixture
+def eight_heads() -> Callable[..., PreTrainedModel]:
+    """Random Llamas whose eight query heads share four KV heads; a shift's settings make them shifted."""
+
+    def build(*, layers: int = 2, **shift) -> PreTrainedModel:
+        config = LlamaConfig(
+            vocab_size=60,
+            hidden_size=32,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        return kvshift.convert(model, kvshift.KVShiftConfig(**shift)) if shift else model
+
+    return build
+
+
+@pytest.fixture
+def inspected(eight_heads) -> Callable[..., Inspection]:
+    def inspect(*, induction: bool = True, layers: int = 2, **shift) -> Inspection:
+        model = eight_heads(layers=layers, **shift)
+        return inspect_model(model, "models/mine", induction=induction, sequences=2)
+
+    return inspect
 
 
 @pytest.fixture

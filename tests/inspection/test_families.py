@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import tiny_models as tiny
 import torch
 
 from kvshift.errors import UnsupportedModelError
 from kvshift.inspection import inspect_model
 from kvshift.inspection.induction import longest
 from kvshift.inspection.watch import attention_layers, find_ways, projection, to_logits, watching
-
-_SPEC = importlib.util.spec_from_file_location(
-    "tiny_models_for_inspection", Path(__file__).parents[1] / "models" / "helpers" / "tiny_models.py"
-)
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 GATED = {"qwen3_next"}  # a gate multiplies what attention gives before the output projection
 

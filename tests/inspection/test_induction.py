@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny_models import make_shifted, make_vanilla
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -11,25 +12,12 @@ import kvshift
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.inspection.induction import induction_scores, longest
 
-SMALL = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 
-
-def make(model_type: str = "llama", *, shifted: bool = False, **changes):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**SMALL, **changes})).eval()
-    return kvshift.convert(model) if shifted else model
+def make(name: str = "llama", *, shifted: bool = False, **changes):
+    changes = {"pad_token_id": None, **changes}  # else the library keeps that token's embedding at zero
+    if shifted:
+        return make_shifted(name, kvshift.KVShiftConfig(), **changes)
+    return make_vanilla(name, **changes)
 
 
 def test_a_hand_built_induction_head_scores_one(induction_head) -> None:
@@ -110,7 +98,7 @@ def test_scores_are_the_attention_weights_the_library_gives(shifted: bool) -> No
 
 def test_copying_follows_the_norms_on_the_way() -> None:
     """Against the same path written out for Gemma 2, whose attention output has a norm of its own."""
-    model = make("gemma2", head_dim=8, num_hidden_layers=1)
+    model = make("gemma2", num_hidden_layers=1, layer_types=None, sliding_window=64)
     inner = model.model.layers[0]
     with torch.no_grad():
         inner.post_attention_layernorm.weight.normal_()

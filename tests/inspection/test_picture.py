@@ -5,33 +5,11 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-import kvshift
 from kvshift.errors import UsageError
-from kvshift.inspection import Inspection, inspect_model
 from kvshift.inspection.picture import check_drawable, draw
 
 pytest.importorskip("matplotlib")
-
-
-def inspected(induction: bool = True, layers: int = 2, **shift) -> Inspection:
-    config = LlamaConfig(
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=16,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    if shift:
-        kvshift.convert(model, kvshift.KVShiftConfig(**shift))
-    return inspect_model(model, "a model", induction=induction, sequences=2)
 
 
 SHIFTS = [
@@ -52,7 +30,7 @@ def texts(svg: bytes) -> str:
 
 
 @pytest.mark.parametrize("shift", SHIFTS, ids=str)
-def test_pictures_of_every_kind_of_shift(shift) -> None:
+def test_pictures_of_every_kind_of_shift(inspected, shift) -> None:
     found = inspected(**shift)
     png = draw(found, "png")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
@@ -60,7 +38,7 @@ def test_pictures_of_every_kind_of_shift(shift) -> None:
     assert width == 1650
     assert 400 < height < 4000
     said = texts(draw(found, "svg"))
-    assert "a model" in said
+    assert "models/mine" in said
     assert "Prefix matching" in said
     both = found.taps is not None and sum(found.taps.quadrants.values()) > 0
     assert ("Quadrants by layer and head" in said) == both
@@ -68,24 +46,24 @@ def test_pictures_of_every_kind_of_shift(shift) -> None:
     assert ("Keys: " in said) == (found.taps is not None and any(head.keys for head in found.taps.heads))
 
 
-def test_the_same_picture_twice() -> None:
+def test_the_same_picture_twice(inspected) -> None:
     found = inspected(init="structured")
     assert draw(found, "svg") == draw(found, "svg")
 
 
-def test_the_quadrants_are_counted_in_the_picture() -> None:
+def test_the_quadrants_are_counted_in_the_picture(inspected) -> None:
     said = texts(draw(inspected(induction=False, init="structured"), "svg"))
     assert said.count("2 of 8") == 2  # the induction corner and its mirror
     assert said.count("4 of 8") == 1
     assert said.count("0 of 8") == 1
 
 
-def test_many_layers_fit() -> None:
+def test_many_layers_fit(inspected) -> None:
     height = struct.unpack(">I", draw(inspected(layers=40, init="structured"), "png")[20:24])[0]
     assert height < 5000
 
 
-def test_taps_that_are_not_finite_leave_a_gap() -> None:
+def test_taps_that_are_not_finite_leave_a_gap(inspected) -> None:
     found = inspected(init="structured", induction=False)
     head = found.taps.heads[0]
     broken = head.model_copy(
@@ -95,7 +73,7 @@ def test_taps_that_are_not_finite_leave_a_gap() -> None:
     draw(found.model_copy(update={"taps": taps}), "png")
 
 
-def test_nothing_to_draw_is_refused() -> None:
+def test_nothing_to_draw_is_refused(inspected) -> None:
     with pytest.raises(UsageError, match="nothing to draw"):
         draw(inspected(induction=False), "png")
 

@@ -6,22 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import kvshift
 from kvshift.inspection.quadrants import QUADRANTS, count, lean, quadrant
 from kvshift.inspection.taps import read_taps
-
-
-def make(**shift):
-    config = LlamaConfig(
-        vocab_size=20,
-        hidden_size=32,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-    )
-    torch.manual_seed(0)
-    return kvshift.convert(LlamaForCausalLM(config), kvshift.KVShiftConfig(**shift))
 
 
 def taps_of(model, layer: int):
@@ -65,8 +51,8 @@ def test_a_vanilla_model_has_no_taps() -> None:
     assert read_taps(LlamaForCausalLM(config)) is None
 
 
-def test_the_structured_start_has_its_quadrants_in_every_layer() -> None:
-    found = read_taps(make(init="structured"))
+def test_the_structured_start_has_its_quadrants_in_every_layer(eight_heads) -> None:
+    found = read_taps(eight_heads(init="structured"))
     expected = {"current_current": 2, "previous_current": 1, "current_previous": 1, "previous_previous": 0}
     assert [layer.counts for layer in found.by_layer] == [expected, expected]
     assert found.quadrants == {name: 2 * heads for name, heads in expected.items()}
@@ -75,8 +61,8 @@ def test_the_structured_start_has_its_quadrants_in_every_layer() -> None:
     assert found.heads[0].keys.started == [0, 1]
 
 
-def test_moves_are_measured_from_the_start() -> None:
-    model = make(init="structured")
+def test_moves_are_measured_from_the_start(eight_heads) -> None:
+    model = eight_heads(init="structured")
     with torch.no_grad():
         taps_of(model, 1).v_weight[2] += torch.tensor([0.25, -0.5])
     found = read_taps(model)
@@ -86,8 +72,8 @@ def test_moves_are_measured_from_the_start() -> None:
     assert found.largest_move == 0.5
 
 
-def test_a_drawn_start_is_unknown_unless_recorded() -> None:
-    model = make(init="paper")
+def test_a_drawn_start_is_unknown_unless_recorded(eight_heads) -> None:
+    model = eight_heads(init="paper")
     alone = read_taps(model)
     assert alone.start is None
     assert alone.largest_move is None
@@ -104,8 +90,8 @@ def test_a_drawn_start_is_unknown_unless_recorded() -> None:
     assert recorded.heads[2].keys.moved == 0
 
 
-def test_a_gate_shows_what_it_lets_through() -> None:
-    model = make(init="paper", constraint="gate")
+def test_a_gate_shows_what_it_lets_through(eight_heads) -> None:
+    model = eight_heads(init="paper", constraint="gate")
     with torch.no_grad():
         taps_of(model, 0).k_weight[0] = math.log(3)  # sigmoid: 3/4
     first = read_taps(model).heads[0]
@@ -113,8 +99,8 @@ def test_a_gate_shows_what_it_lets_through() -> None:
     assert first.keys.started is None
 
 
-def test_a_clamp_shows_what_is_left() -> None:
-    model = make(init="identity", constraint="clamp")
+def test_a_clamp_shows_what_is_left(eight_heads) -> None:
+    model = eight_heads(init="identity", constraint="clamp")
     with torch.no_grad():
         taps_of(model, 0).k_weight[0] = torch.tensor([-2.0, 1.5])
     first = read_taps(model).heads[0]
@@ -123,8 +109,8 @@ def test_a_clamp_shows_what_is_left() -> None:
     assert first.quadrant == "previous_current"
 
 
-def test_channels_are_averaged_and_their_spread_told() -> None:
-    model = make(init="identity", per_channel=True)
+def test_channels_are_averaged_and_their_spread_told(eight_heads) -> None:
+    model = eight_heads(init="identity", per_channel=True)
     with torch.no_grad():
         taps_of(model, 0).v_weight[1, :, 1] = torch.tensor([1.0, 3.0, 1.0, 3.0])
     first, second = read_taps(model).heads[:2]
@@ -134,8 +120,8 @@ def test_channels_are_averaged_and_their_spread_told() -> None:
     assert first.values.spread == [0, 0]
 
 
-def test_a_longer_window_names_its_dominant_tap() -> None:
-    model = make(init="identity", window=4)
+def test_a_longer_window_names_its_dominant_tap(eight_heads) -> None:
+    model = eight_heads(init="identity", window=4)
     with torch.no_grad():
         taps_of(model, 1).k_weight[0] = torch.tensor([0.1, 0.2, 0.4, 0.3])
     head = next(head for head in read_taps(model).heads if head.layer == 1 and head.head == 0)
@@ -145,26 +131,26 @@ def test_a_longer_window_names_its_dominant_tap() -> None:
     assert head.quadrant == "previous_current"
 
 
-def test_half_a_shift_has_no_quadrants() -> None:
-    found = read_taps(make(init="structured", shift_values=False))
+def test_half_a_shift_has_no_quadrants(eight_heads) -> None:
+    found = read_taps(eight_heads(init="structured", shift_values=False))
     assert all(head.values is None and head.quadrant is None for head in found.heads)
     assert sum(found.quadrants.values()) == 0
     assert len(found.heads) == 8
 
 
-def test_shifted_queries_have_taps_of_their_own() -> None:
-    found = read_taps(make(init="identity", shift_queries=True))
+def test_shifted_queries_have_taps_of_their_own(eight_heads) -> None:
+    found = read_taps(eight_heads(init="identity", shift_queries=True))
     assert [(head.layer, head.head) for head in found.query_heads] == [
         (i, j) for i in range(2) for j in range(8)
     ]
-    only = read_taps(make(init="identity", shift_queries=True, shift_keys=False, shift_values=False))
+    only = read_taps(eight_heads(init="identity", shift_queries=True, shift_keys=False, shift_values=False))
     assert only.heads == []
     assert len(only.query_heads) == 16
     assert only.largest_move == 0
 
 
-def test_taps_that_are_not_finite_are_told_and_not_classified() -> None:
-    model = make(init="identity")
+def test_taps_that_are_not_finite_are_told_and_not_classified(eight_heads) -> None:
+    model = eight_heads(init="identity")
     with torch.no_grad():
         taps_of(model, 0).k_weight[0, 1] = math.nan
     found = read_taps(model)
@@ -175,6 +161,6 @@ def test_taps_that_are_not_finite_are_told_and_not_classified() -> None:
     assert type(found).model_validate_json(found.model_dump_json()) == found
 
 
-def test_bfloat16_models_keep_their_taps_exact() -> None:
-    found = read_taps(make(init="structured").bfloat16())
+def test_bfloat16_models_keep_their_taps_exact(eight_heads) -> None:
+    found = read_taps(eight_heads(init="structured").bfloat16())
     assert found.largest_move == 0

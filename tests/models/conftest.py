@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import TINY, VOCABULARY, make_config, make_shifted, make_vanilla
 from transformers import PreTrainedModel
-
-HELPERS = str(Path(__file__).parent / "helpers")
-if HELPERS not in sys.path:
-    sys.path.insert(0, HELPERS)
-
-from tiny_models import TINY, VOCABULARY, make_config, make_shifted, make_vanilla  # noqa: E402
 
 FAMILIES = ("llama", "mistral", "qwen3")  # no norm, sliding window, norm of the keys: the depth of the tests
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from modes import padded
 
 import kvshift
 from kvshift.errors import UnsupportedModelError
@@ -217,15 +218,3 @@ def shifted_keys(model, batch: torch.Tensor, **inputs) -> torch.Tensor:
     model(batch, use_cache=False, **inputs)
     handle.remove()
     return kept[0]
-
-
-def padded(sequences: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences padded with an ordinary token, so that padding read by mistake is not zero."""
-    length = max(map(len, sequences))
-    batch = torch.full((len(sequences), length), 5)
-    mask = torch.zeros(len(sequences), length, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        columns = slice(length - len(sequence), length) if side == "left" else slice(0, len(sequence))
-        batch[row, columns] = sequence
-        mask[row, columns] = 1
-    return batch, mask
