@@ -23,7 +23,8 @@ def family(request) -> families.Family:
 
 
 def test_every_family_is_healthy_at_its_published_default_size(family) -> None:
-    found = examine(family.config())
+    config = family.config()
+    found = examine(config)
     assert found.healthy
     refused = {
         check.name for check in found.checks if check.refused and "the library cannot" not in check.refused
@@ -33,6 +34,7 @@ def test_every_family_is_healthy_at_its_published_default_size(family) -> None:
     assert all(check.passed for check in found.checks if not check.refused)
     assert found.shifted_layers
     assert found.added_parameters == 4 * found.kv_heads * len(found.shifted_layers)
+    assert found.query_heads == config.num_attention_heads
 
 
 def test_a_tiny_copy_keeps_every_kind_of_layer(family) -> None:

@@ -146,7 +146,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(architecture, tokens) -
 
 def test_queries_are_shifted_where_the_family_can(architecture, tokens) -> None:
     config = kvshift.KVShiftConfig(init="paper", shift_queries=True)
-    if not family_of(make_vanilla(architecture).config).queries:
+    if family_of(make_vanilla(architecture).config).layout.gated:
         model = make_vanilla(architecture)
         with pytest.raises(UnsupportedModelError, match="projects queries and a gate together"):
             kvshift.convert(model, config)

@@ -47,9 +47,6 @@ class Family:
     carrier: str | None = None
     """The decoder layer's class, where keywords given to the model do not reach its attention."""
 
-    queries: bool = True
-    """Whether queries can be shifted too."""
-
     packs: bool = True
     """Whether the library keeps packed documents apart, in every layer of every version we admit."""
 
@@ -61,7 +58,7 @@ class Family:
 
     def check_shift(self, shift: KVShiftConfig) -> None:
         """Raises UnsupportedModelError if the family cannot have this shift."""
-        if shift.shift_queries and not self.queries:
+        if shift.shift_queries and self.layout.gated:
             raise UnsupportedModelError(
                 f"shift_queries=True, but {self.model_type!r} projects queries and a gate together, and only "
                 "queries could be shifted. Leave shift_queries out."
@@ -165,7 +162,7 @@ FAMILIES = (
     Family("Qwen2", "qwen2"),
     Family("Qwen3", "qwen3"),
     Family("Qwen3Moe", "qwen3_moe"),
-    Family("Qwen3Next", "qwen3_next", queries=False, packs=False),  # its query projection also gives a gate
+    Family("Qwen3Next", "qwen3_next", Separate(gated=True), packs=False),
     Family("SmolLM3", "smollm3"),
     Family("StableLm", "stablelm", carrier="{}DecoderLayer"),
     Family("Starcoder2", "starcoder2"),

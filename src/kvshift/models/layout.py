@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ Projection = Callable[[Tensor], Tensor]
 
 class Layout(Protocol):
     """The projections of one attention layer; `attention` is the layer, `head_dim` the size of a head."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether what gives the queries gives gates too: then queries alone cannot be shifted."""
+        ...
 
     def heads(self, attention: Any, head_dim: int) -> tuple[int, int]:
         """Query heads and KV heads."""
@@ -35,15 +40,21 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Separate:
-    """Three modules."""
+    """Three modules.
+
+    Args:
+        query, key, value: their names in the layer.
+        gated: the first gives each query head a gate too, as wide as its query.
+    """
 
     query: str = "q_proj"
     key: str = "k_proj"
     value: str = "v_proj"
+    gated: bool = False
 
     def heads(self, attention: Any, head_dim: int) -> tuple[int, int]:
         query, key = getattr(attention, self.query), getattr(attention, self.key)
-        return query.out_features // head_dim, key.out_features // head_dim
+        return query.out_features // head_dim // (2 if self.gated else 1), key.out_features // head_dim
 
     def shifted(self, attention: Any, head_dim: int, shift: Shift) -> dict[str, Projection]:
         def through(name: str, module: str) -> Projection:
@@ -80,6 +91,7 @@ class Fused:
     query_heads: Callable[[Any], int]
     kv_heads: Callable[[Any], int]
     grouped: bool = False
+    gated: ClassVar[bool] = False
 
     def heads(self, attention: Any, head_dim: int) -> tuple[int, int]:
         return self.query_heads(attention), self.kv_heads(attention)
