@@ -90,6 +90,25 @@ def test_padded_batch_with_only_an_attention_mask(
 
 
 @torch.no_grad()
+def test_positions_that_gpt2_counts_from_the_padding_are_the_librarys(
+    vanilla, shifted, tokens, full_logits
+) -> None:
+    """Its places are learned, so they matter: without position_ids a padded row has other logits than alone,
+    unshifted too. The shift adds nothing: in the same places, alone, the row has the same logits."""
+    lengths = (9, 5, 1, 2)
+    batch, mask = padded([tokens(n, seed=n) for n in lengths], "left")
+    for model in (vanilla("gpt2"), shifted("gpt2")):
+        logits = model(batch, attention_mask=mask).logits
+        for row, n, found in zip(batch, lengths, logits, strict=True):
+            there = model(row[None, -n:], position_ids=torch.arange(9 - n, 9)[None], use_cache=False)
+            assert close(found[-n:], there.logits[0])
+        assert not close(logits[1, 4:], full_logits(model, batch[1, 4:]))
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(batch, attention_mask=mask, position_ids=places).logits
+        assert close(logits[1, 4:], full_logits(model, batch[1, 4:]))
+
+
+@torch.no_grad()
 def test_a_batch_of_one_can_be_padded(family, shifted, tokens, full_logits) -> None:
     model = shifted(family)
     sequence = tokens(6)

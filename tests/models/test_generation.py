@@ -112,10 +112,17 @@ def test_only_a_decoding_step_is_taken_for_a_token_made_just_now(family, shifted
     assert boundaries(next_sequence_length=1, is_first_iteration=True) is None
 
 
-def test_continuous_batching_is_refused(family, shifted, tokens) -> None:
-    with pytest.raises(UnsupportedModelError, match="continuous batching"):
-        shifted(family).generate_batch([[1, 2, 3]])
-    with pytest.raises(UnsupportedModelError, match="continuous batching"):
-        shifted(family).init_continuous_batching()
-    with pytest.raises(UnsupportedModelError, match="continuous batching"):
-        shifted(family)(tokens(1, 3), cache=object())
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.generate_batch([[1, 2, 3]]),
+        lambda model: model.init_continuous_batching(),  # what `transformers serve` begins with
+        lambda model: model.continuous_batching_context_manager(),
+        lambda model: model.generate(torch.tensor([[1, 2, 3]]), cache_implementation="paged"),
+        lambda model: model(torch.tensor([[1, 2, 3]]), cache=object()),  # a step of a manager made by hand
+    ],
+    ids=["generate_batch", "init", "context manager", "paged", "step"],
+)
+def test_continuous_batching_is_refused(shifted, call) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"continuous batching.*[Uu]se `generate`"):
+        call(shifted("llama"))

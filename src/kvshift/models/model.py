@@ -132,7 +132,8 @@ class ShiftedBase(ShiftedModel):
         """
         if "cache" in kwargs:
             raise UnsupportedModelError(
-                "A KV shift model does not do continuous batching: its steps mix several requests."
+                "A KV shift model does not do continuous batching: its steps mix rows of several requests. "
+                "Use `generate` with a padded batch."
             )
         if (tokens := inputs_embeds if input_ids is None else input_ids) is None:
             raise ValueError("A model needs input_ids or inputs_embeds.")
