@@ -35,7 +35,8 @@ def convert(
     (paper §1), or what the model was built in where that is wider.
 
     Args:
-        model: a Llama, Qwen3 or Mistral causal language model, on any device and of any dtype.
+        model: a causal language model of a supported family (`supported_architectures()`), on any device
+            and of any dtype.
         config: the shift.
         init: how the taps start: `paper`, `structured` or `identity`, in place of `config.init`'s default.
         generator: draws the taps where `config.init` draws; None: the global one.
