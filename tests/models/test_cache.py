@@ -132,6 +132,20 @@ def test_cropping_too_far_names_the_ways_out() -> None:
 
 
 @torch.no_grad()
+def test_a_compiled_step_goes_on_with_a_cache_and_not_back() -> None:
+    torch._dynamo.reset()
+    model, batch, after = make_shifted("llama", SHIFT), draw(2, 6), draw(2, 3, seed=8)
+    step = torch.compile(model, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported):  # a graph cannot give a cache its raw rows
+        step(batch, past_key_values=DynamicCache(config=model.config))
+    cache = filled(model, batch)
+    logits = torch.cat([step(column, past_key_values=cache).logits for column in after.split(1, 1)], 1)
+    assert differs(each(model, logits, torch.cat((batch, after), 1))) < 1
+    with pytest.raises(UnsupportedModelError, match=r"can go back 0 .*none of a compiled step"):
+        cache.crop(-1)
+
+
+@torch.no_grad()
 def test_a_copy_of_a_cache_goes_its_own_way(family) -> None:
     model = make_shifted(family, SHIFT)
     batch, after = draw(2, 6), draw(2, 3, seed=8)

@@ -31,6 +31,15 @@ class Unpadded(nn.Module):
         return self.model(input_ids, use_cache=False).logits
 
 
+class Packed(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return self.model(input_ids, position_ids=position_ids, use_cache=False).logits
+
+
 def mask(shape: tuple[int, int], padding: int) -> Tensor:
     real = torch.ones(shape, dtype=torch.int64)
     real[0, :padding] = 0
@@ -62,6 +71,18 @@ def test_export_with_padding(family, shifted, tokens, free) -> None:
     batch, real = tokens(*shape, seed=8), mask(shape, 5)  # other padding than the program was traced with
     found = program.module()(batch, real)[real.bool()]
     assert torch.allclose(found, model(batch, attention_mask=real).logits[real.bool()], atol=1e-5)
+
+
+@torch.no_grad()
+def test_export_with_packed_documents(family, shifted, tokens) -> None:
+    def positions(*lengths: int) -> Tensor:
+        return torch.cat([torch.arange(length) for length in lengths])[None]
+
+    model, batch = shifted(family), tokens(1, 9)
+    program = export(Packed(model), (tokens(1, 9, seed=8), positions(4, 5)))
+    found = program.module()(batch, positions(2, 7))[0]  # other documents than it was traced with
+    alone = [model(document, use_cache=False).logits[0] for document in batch.split((2, 7), 1)]
+    assert torch.allclose(found, torch.cat(alone), atol=1e-4)
 
 
 @torch.no_grad()
