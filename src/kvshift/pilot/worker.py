@@ -45,10 +45,12 @@ def start_server() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     multiprocessing.set_forkserver_preload(list(PRELOAD))
-    # A file of the user's called random.py must not be imported from the current folder, and Ctrl-C in the
-    # terminal reaches every process: only the pilot itself acts on it.
-    safe_path = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+    # A file of the user's called random.py must not be imported from the current folder. The tracker cleans
+    # up behind jobs that end without doing so; that it had to is nothing for the terminal. Ctrl-C there
+    # reaches every process: only the pilot itself acts on it.
+    changed = {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
@@ -57,8 +59,11 @@ def start_server() -> None:
     finally:
         if in_main_thread:
             signal.signal(signal.SIGINT, previous)
-        if safe_path is None:
-            del os.environ["PYTHONSAFEPATH"]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class Job:

@@ -89,24 +89,35 @@ def test_a_job_ends_soon_after_its_pilot_was_killed(tmp_path: Path) -> None:
     parent.stdout.close()
 
 
-def test_the_server_ignores_files_of_the_current_folder(tmp_path: Path) -> None:
-    (tmp_path / "random.py").write_text("raise SystemExit('imported from the current folder')")
-    program = (
-        "from kvshift.pilot.worker import call\n"
-        "if __name__ == '__main__': print(call('kvshift.pilot.jobs:probe', {'device': 'cpu'})['kind'])\n"
-    )
-    script = tmp_path / "elsewhere" / "script.py"
+def pilot_program(folder: Path, call: str) -> subprocess.CompletedProcess[str]:
+    """A pilot of its own that makes one call, in `folder` but not from there."""
+    script = folder / "elsewhere" / "script.py"
     script.parent.mkdir()
-    script.write_text(program)
-    done = subprocess.run(
+    script.write_text(f"from kvshift.pilot.worker import call\nif __name__ == '__main__': print({call})\n")
+    helpers = Path(__file__).parent / "helpers"
+    path = os.pathsep.join((str(Path(kvshift.__file__).parents[1]), str(helpers)))
+    return subprocess.run(
         [sys.executable, str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(kvshift.__file__).parents[1])},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_the_server_ignores_files_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('imported from the current folder')")
+    done = pilot_program(tmp_path, "call('kvshift.pilot.jobs:probe', {'device': 'cpu'})['kind']")
     assert done.stdout.strip() == "cpu", done.stderr
+
+
+def test_what_a_job_leaves_behind_is_cleaned_up_in_silence(tmp_path: Path) -> None:
+    done = pilot_program(tmp_path, "call('fake_runs:leak', {})")
+    name = done.stdout.strip()
+    assert name.startswith("/"), done.stderr
+    assert done.stderr == ""
+    assert not Path("/dev/shm", f"sem.{name[1:]}").exists()
 
 
 def test_no_child_is_left_behind() -> None:

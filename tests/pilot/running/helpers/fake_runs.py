@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -59,3 +60,14 @@ def pid(*, report: Callable[[dict[str, Any]], None]) -> int:
 def sleep(seconds: float, *, report: Callable[[dict[str, Any]], None]) -> None:
     report({"pid": os.getpid()})
     time.sleep(seconds)
+
+
+semaphore: Any
+
+
+def leak(*, report: Callable[[dict[str, Any]], None]) -> str:
+    """A semaphore that nothing takes away, as the compiler's processes leave one."""
+    del report
+    global semaphore
+    semaphore = multiprocessing.get_context("spawn").Semaphore()
+    return str(semaphore._semlock.name)
