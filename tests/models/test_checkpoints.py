@@ -171,6 +171,20 @@ def test_other_weights_of_another_shape_are_refused(family, shifted, tmp_path) -
     kvshift.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [(3, r"lacks model\.layers\.2\.\S+, which its configuration needs"), (1, "do not fit|does not have")],
+)
+@pytest.mark.parametrize("start", ["shifted", "base"])
+def test_another_number_of_layers_is_refused(shifted, vanilla, tmp_path, layers, match, start) -> None:
+    """The library itself draws the layers that are missing, and drops those that are left over."""
+    model = shifted("llama") if start == "shifted" else vanilla("llama")
+    model.save_pretrained(tmp_path)
+    config = shifted("llama", num_hidden_layers=layers).config
+    with pytest.raises(UnsupportedModelError, match=rf"(?s)({match}).*configuration it was saved with"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
+
+
 def test_a_model_without_shift_is_refused(family, vanilla, tmp_path) -> None:
     vanilla(family).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match=f"'{family}' model without KV shift.*kvshift.convert"):

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import TINY
-from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, DeepseekV3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    BloomConfig,
+    DeepseekV3Config,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import kvshift
@@ -126,6 +134,12 @@ def test_supported_architectures() -> None:
     assert supported_architectures() == sorted({model_type for model_type, _ in TINY.values()})
 
 
+def test_the_guide_lists_every_family() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "families.md"
+    listed = guide.read_text(encoding="utf-8").split("## ")[0].split("`model_type`:")[1]
+    assert sorted(re.findall(r"`(\w+)`", listed)) == supported_architectures()
+
+
 def test_check_supported(config, family, shifted) -> None:
     check_supported(config(family))
     with pytest.raises(UnsupportedModelError, match="'bloom' is not supported; supported: cohere, falcon, "):
@@ -139,8 +153,11 @@ def test_check_supported(config, family, shifted) -> None:
 
 
 def test_converting_twice_is_refused(family, shifted) -> None:
-    with pytest.raises(UnsupportedModelError, match="already has KV shift; it cannot be converted twice"):
-        kvshift.convert(shifted(family))
+    model = shifted(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match=r"cannot be converted twice.*load the model without"):
+        kvshift.convert(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_unknown_architecture_is_refused() -> None:
@@ -168,11 +185,35 @@ def test_meta_weights_are_refused(family, config) -> None:
         kvshift.convert(model)
 
 
-def test_quantized_models_are_refused(family, vanilla) -> None:
+@pytest.mark.parametrize("mark", [{"is_quantized": True}, {"hf_quantizer": object()}], ids=str)
+def test_quantized_models_are_refused(family, vanilla, mark) -> None:
+    """As the library marks them, GPTQ's too."""
     model = vanilla(family)
-    model.is_quantized = True
-    with pytest.raises(UnsupportedModelError, match="quantized"):
+    vars(model).update(mark)
+    with pytest.raises(UnsupportedModelError, match=r"is quantized\. Convert the unquantized model"):
         kvshift.convert(model)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_model_that_bitsandbytes_quantized_is_refused(vanilla, tmp_path, bits) -> None:
+    pytest.importorskip("bitsandbytes")
+    vanilla("llama", hidden_size=64).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}), device_map="cpu"
+    )
+    with pytest.raises(UnsupportedModelError, match=r"is quantized\. Convert the unquantized model"):
+        kvshift.convert(model)
+    assert not is_shifted(model)
+
+
+def test_weights_that_something_else_quantized_are_refused(vanilla) -> None:
+    quanto = pytest.importorskip("optimum.quanto")
+    model = vanilla("llama")
+    quanto.quantize(model, weights=quanto.qint8)
+    quanto.freeze(model)
+    with pytest.raises(UnsupportedModelError, match=r"sharded or quantized already\. Convert it first"):
+        kvshift.convert(model)
+    assert not is_shifted(model)
 
 
 def test_adapters_are_refused(family, vanilla) -> None:

@@ -137,7 +137,10 @@ def _check_convertible(model: Any) -> ShiftedClasses:
     """
     known = ", ".join(supported_architectures())
     if isinstance(model, nn.Module) and is_shifted(model):
-        raise UnsupportedModelError("This model already has KV shift; it cannot be converted twice.")
+        raise UnsupportedModelError(
+            "This model already has KV shift; it cannot be converted twice. Use it as it is, or load the "
+            "model without KV shift to give it another one."
+        )
     if getattr(model, "peft_config", None) is not None or _has_adapters(model):
         raise UnsupportedModelError(
             "This model carries PEFT adapters. Convert the model first, then add the adapters, so that the "
@@ -176,9 +179,11 @@ def _check_untouched(model: Any, family: Family) -> None:
             raise UnsupportedModelError(
                 f"{name} is on the meta device, without values. Load or build the model on a real one first."
             )
-        if type(tensor.data) is not torch.Tensor:
+        if type(tensor.data) is not torch.Tensor or not tensor.is_floating_point():
+            kind = type(tensor.data).__name__
             raise UnsupportedModelError(
-                f"{name} is a {type(tensor.data).__name__}: the model is sharded already. Convert it first."
+                f"{name} is a {kind} of {tensor.dtype}: the model is sharded or quantized already. Convert "
+                "it first; quantized taps could not be trained."
             )
     for name, module in model.named_modules():
         if isinstance(module, family.attentions) and type(module) not in family.attentions:

@@ -139,7 +139,10 @@ def _check_weights(folder: Folder, model: Any) -> str:
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if tapped := sorted(name for name in folder.entries if ".kv_shift." in name):
-        raise UnsupportedModelError(f"{folder.path} holds taps already ({tapped[0]}); it is converted.")
+        raise UnsupportedModelError(
+            f"{folder.path} holds taps already ({tapped[0]}); it is converted. Convert the checkpoint it was "
+            "made from."
+        )
     attention = _attention_weights(model)
     prefix = f"{model.base_model_prefix}."
     if any(name in folder.entries for name in attention):
@@ -150,20 +153,21 @@ def _check_weights(folder: Folder, model: Any) -> str:
         if name in expected and entry.shape != expected[name]:
             raise UnsupportedModelError(
                 f"{name} in {entry.file} has shape {entry.shape}, and by {where} it should be "
-                f"{expected[name]}. The configuration and the weights are not of the same model."
+                f"{expected[name]}. The configuration and the weights are not of the same model; download or "
+                "save both again."
             )
     if (lacking := next(_missing(model, stored, attention, prefix), None)) is not None:
         raise UnsupportedModelError(
             f"{where} needs {lacking}, and no file in {folder.path} has it. Either they are not of the same "
-            "model, or the names are an older layout's: then load it with AutoModelForCausalLM, pass it "
-            "to kvshift.convert and save it."
+            "model (download or save both again), or the names are an older layout's: then load it with "
+            "AutoModelForCausalLM, pass it to kvshift.convert and save it."
         )
     numberless = {_without_numbers(name) for name in attention}
     for name in stored:
         if name not in expected and _without_numbers(name) in numberless:
             raise UnsupportedModelError(
                 f"{folder.path} holds {name}, a layer that {where} does not have. They are not of the same "
-                "model."
+                "model; download or save both again."
             )
     return prefix
 

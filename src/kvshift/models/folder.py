@@ -113,7 +113,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     model_type = values.get("model_type")
     if str(model_type).startswith(SHIFTED_PREFIX) or "kv_shift" in values:
         raise UnsupportedModelError(
-            f"{path} ({model_type}) already has KV shift; it cannot be converted twice."
+            f"{path} ({model_type}) already has KV shift; it cannot be converted twice. Load it with "
+            "kvshift.from_pretrained, or convert the checkpoint that it was made from."
         )
     if values.get("auto_map"):
         raise UnsupportedModelError(

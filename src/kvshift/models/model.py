@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any, ClassVar
 
 import torch
@@ -78,8 +79,8 @@ class ShiftedModel:
         """As in the library, from safetensors; refuses taps that do not fit the checkpoint's configuration.
 
         Raises:
-            UnsupportedModelError: the checkpoint holds taps its configuration does not have, weights of
-                other shapes, or a damaged file.
+            UnsupportedModelError: the checkpoint holds taps or layers its configuration does not have, or
+                lacks some, has weights of other shapes, or a damaged file.
         """
         kwargs.setdefault("use_safetensors", True)
         try:
@@ -95,14 +96,36 @@ class ShiftedModel:
         if wrong := sorted(key for key in (*info["unexpected_keys"], *mismatched) if f".{TAPS}." in key):
             raise UnsupportedModelError(
                 f"The taps in this checkpoint do not fit its configuration: {wrong[0]} is not what "
-                f"{model.config.kv_shift} needs."
+                f"{model.config.kv_shift} needs. Load it with the configuration it was saved with."
             )
         if mismatched and not ignore_mismatched_sizes:
             raise UnsupportedModelError(
                 f"The weights in this checkpoint do not fit its configuration: {mismatched[0]} has another "
                 "shape. Load it with the configuration it was saved with."
             )
+        if found := _other_layers(model, info):
+            raise UnsupportedModelError(
+                f"This checkpoint {found}. Load it with the configuration it was saved with, or download "
+                "both again."
+            )
         return (model, info) if output_loading_info else model
+
+
+def _other_layers(model: Any, info: dict[str, Any]) -> str | None:
+    """What of the layers only the checkpoint has, or only the configuration; None: nothing.
+
+    The library would draw what is missing and drop what is left over.
+    """
+    body = "" if model.base_model is model else f"{model.base_model_prefix}."
+    excused = {entry[0] for entry in info["mismatched_keys"]}
+    for name in sorted(info["missing_keys"]):
+        if name.startswith(body) and f".{TAPS}." not in name and name not in excused:
+            return f"lacks {name}, which its configuration needs"
+    kinds = {re.sub(r"\d+", "N", name) for name in model.state_dict()}
+    for name in sorted(info["unexpected_keys"]):
+        if re.sub(r"\d+", "N", name) in kinds:
+            return f"holds {name}, a layer that its configuration does not have"
+    return None
 
 
 class ShiftedBase(ShiftedModel):
