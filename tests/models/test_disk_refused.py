@@ -77,9 +77,8 @@ def test_a_folder_without_weights(plain) -> None:
 
 def test_a_converted_checkpoint(shifted, tmp_path) -> None:
     shifted("llama").save_pretrained(tmp_path / "done")
-    refused(tmp_path / "done", r"\(kvshift_llama\) already has KV shift.*Load it with kvshift.from_pretrained")
-        tmp_path / "done", r"\(kvshift_llama\) already has KV shift.*Load it with kvshift\.from_pretrained"
-    )
+    sentence = r"\(kvshift_llama\) already has KV shift.*Load it with kvshift\.from_pretrained"
+    refused(tmp_path / "done", sentence)
 
 
 def test_taps_under_a_plain_configuration(shifted, vanilla, plain) -> None:
