@@ -15,6 +15,7 @@ ROOMS = {
     "errors": set(),
     "files": {"errors"},
     "shift": {"errors"},
+    "kernels": {"shift", "errors"},
     "models": {"shift", "files", "errors"},
     "tasks": {"errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},

@@ -98,7 +98,7 @@ def kv_shift(
     """
     k_state, v_state = (None, None) if state is None else (state[0], state[1])
     for name, x, weight, before in (("k", k, k_weight, k_state), ("v", v, v_weight, v_state)):
-        _check(name, x, weight, starts, before)
+        check(name, x, weight, starts, before)
     k_hat, v_hat = k, v
     if k_weight is not None:
         k_hat, k_state = shift(k, k_weight, starts=starts, state=k_state, last=last)
@@ -132,7 +132,8 @@ def last_rows(rows: Tensor, starts: Tensor | None, last: Tensor | None, back: in
     return kept.masked_fill(foreign[:, :, None, None], 0)
 
 
-def _check(name: str, x: Tensor, weight: Tensor | None, starts: Tensor | None, state: Tensor | None) -> None:
+def check(name: str, x: Tensor, weight: Tensor | None, starts: Tensor | None, state: Tensor | None) -> None:
+    """Raises UsageError unless these shapes fit together; `name` is what the error calls `x`."""
     if x.dim() != 4:
         raise UsageError(f"{name} has shape {tuple(x.shape)}; expected (batch, time, kv_heads, head_dim).")
     if weight is not None and (

@@ -1,0 +1,1 @@
+"""The same mathematics, fast: one file an operation, its dispatch in one place."""

@@ -1,0 +1,156 @@
+"""Which path a shift takes: Triton kernels on a GPU, the definition everywhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kvshift.errors import UsageError
+from kvshift.shift import definition
+from kvshift.shift.definition import ShiftState
+
+BACKENDS = ("auto", "triton", "definition")
+VARIABLE = "KVSHIFT_BACKEND"
+_FROM_ENVIRONMENT = os.environ.get(VARIABLE, "auto")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton runs kernels on the CPU, slowly: for tests."""
+_MOST_ROWS = 1024  # that a block reads past the end
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def shift(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    starts: Tensor | None = None,
+    state: Tensor | None = None,
+    last: Tensor | None = None,
+    keep_state: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`kvshift.shift.shift`, by the fastest path.
+
+    Args:
+        keep_state: whether the state for the next call is wanted; else None is returned for it.
+        backend: `triton` or `definition` forces one; `auto` takes Triton on a GPU and says once, as a
+            warning, if it cannot. None: what the variable KVSHIFT_BACKEND says, or `auto`.
+
+    Raises:
+        UsageError: there is no such backend, or the forced one cannot do this.
+    """
+    if _path(backend, x, weight, state) == "definition":
+        shifted, after = definition.shift(x, weight, starts=starts, state=state, last=last)
+        return shifted, after if keep_state else None
+    from kvshift.kernels.shift_alone import shift as launch
+
+    shifted, _ = launch(x, weight, starts=starts, x_state=state)
+    if not keep_state:
+        return shifted, None
+    return shifted, _next_state(x, weight.shape[-1] - 1, starts, state, last)
+
+
+def kv_shift(
+    k: Tensor,
+    v: Tensor,
+    k_weight: Tensor | None,
+    v_weight: Tensor | None,
+    *,
+    starts: Tensor | None = None,
+    state: ShiftState | tuple[Tensor | None, ...] | None = None,
+    last: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, ShiftState]:
+    """`kvshift.shift.kv_shift`, by the fastest path; `backend` as for `shift`."""
+    k_state, v_state = (None, None) if state is None else (state[0], state[1])
+    definition.check("k", k, k_weight, starts, k_state)
+    definition.check("v", v, v_weight, starts, v_state)
+    if k_weight is None or v_weight is None or not _alike(k, v, k_weight, v_weight, k_state, v_state):
+        k_hat, v_hat = k, v
+        if k_weight is not None:
+            k_hat, k_state = shift(k, k_weight, starts=starts, state=k_state, last=last, backend=backend)
+        if v_weight is not None:
+            v_hat, v_state = shift(v, v_weight, starts=starts, state=v_state, last=last, backend=backend)
+        return k_hat, v_hat, ShiftState(k_state, v_state)
+    paths = _path(backend, k, k_weight, k_state), _path(backend, v, v_weight, v_state)
+    if "definition" in paths:
+        return definition.kv_shift(k, v, k_weight, v_weight, starts=starts, state=state, last=last)
+    from kvshift.kernels.shift_alone import shift as launch
+
+    k_hat, v_hat = launch(k, k_weight, v, v_weight, starts=starts, x_state=k_state, y_state=v_state)
+    back = k_weight.shape[-1] - 1
+    k_state = _next_state(k, back, starts, k_state, last)
+    return k_hat, v_hat, ShiftState(k_state, _next_state(v, back, starts, v_state, last))
+
+
+def _alike(
+    k: Tensor, v: Tensor, k_weight: Tensor, v_weight: Tensor, k_state: Tensor | None, v_state: Tensor | None
+) -> bool:
+    """Whether one launch can take both."""
+    return (
+        k.shape == v.shape
+        and k.dtype == v.dtype
+        and k_weight.shape == v_weight.shape
+        and (k_state is None) == (v_state is None)
+    )
+
+
+def _next_state(
+    x: Tensor, back: int, starts: Tensor | None, state: Tensor | None, last: Tensor | None
+) -> Tensor:
+    """What `definition.shift` returns as state, without a copy of all of `x`."""
+    if state is None:
+        state = x.new_zeros(x.shape[0], back, *x.shape[2:])
+    if last is None and x.shape[1] > back:  # nothing before the last rows can matter
+        x, starts = x[:, -back:], None if starts is None else starts[:, -back:]
+    return definition.last_rows(torch.cat((state.to(x.dtype), x), dim=1), starts, last, back)
+
+
+def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) -> str:
+    """`triton` or `definition`."""
+    asked = _FROM_ENVIRONMENT if backend is None else backend
+    if asked not in BACKENDS:
+        named = VARIABLE if backend is None else "backend"
+        raise UsageError(f"{named} is {asked!r}; expected one of {', '.join(BACKENDS)}.")
+    if asked == "definition" or (asked == "auto" and not x.is_cuda):
+        return "definition"
+    why_not = _why_not(x, weight, state)
+    if why_not is None:
+        return "triton"
+    if asked == "triton":
+        raise UsageError(f"Triton's kernels were asked for, but {why_not}. Use backend 'auto'.")
+    if not torch.compiler.is_compiling():
+        _warn(why_not)
+    return "definition"
+
+
+def _why_not(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
+    """What Triton's kernels cannot do of this, as half a sentence."""
+    if not (x.is_cuda or INTERPRETED):
+        return f"they need a CUDA GPU, and the tensors are on {x.device}"
+    if not _has_triton():
+        return "Triton is not installed here"
+    if x.dtype not in _DTYPES or weight.dtype != torch.float32:
+        return f"they know no rows of {x.dtype} with taps of {weight.dtype}"
+    if x.shape[0] * x.shape[1] >= 2**31 - _MOST_ROWS:
+        return f"{x.shape[0] * x.shape[1]:,} rows are too many for them"
+    if state is not None and state.requires_grad and torch.is_grad_enabled():
+        return "no gradient would reach the state"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "transforms of torch.func do not know them"
+    return None
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _warn(why: str) -> None:
+    """Once for each reason."""
+    warnings.warn(f"The shift runs without its kernels, and slower: {why}.", stacklevel=4)

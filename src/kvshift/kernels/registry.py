@@ -1,0 +1,46 @@
+"""The package's operators, `torch.ops.kvshift.*`: opaque to the compiler, so nothing breaks its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kvshift.errors import UnsupportedModelError
+from kvshift.kernels.dispatch import INTERPRETED
+
+_LIBRARY = torch.library.Library("kvshift", "DEF")
+_DEVICES = ("CUDA", "CPU") if INTERPRETED else ("CUDA",)
+
+
+def operator(
+    schema: str, *, launch: Callable[..., Any], fake: Callable[..., Any], backward_of: str | None = None
+) -> None:
+    """Registers an operator that Triton runs.
+
+    Args:
+        schema: its name, arguments and results.
+        launch: computes it.
+        fake: makes results of the same shape, strides and dtype.
+        backward_of: the operator whose gradient this is; a gradient of it is refused.
+    """
+    name = schema.split("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    for device in _DEVICES:
+        _LIBRARY.impl(name, launch, device)
+    torch.library.register_fake(f"kvshift::{name}", fake, lib=_LIBRARY)
+    if backward_of is not None:
+
+        def refuse(context: Any, *gradients: Any) -> Any:
+            raise UnsupportedModelError(
+                f"A second derivative of {backward_of} is not implemented in its kernels. "
+                "Set KVSHIFT_BACKEND=definition for it."
+            )
+
+        torch.library.register_autograd(f"kvshift::{name}", refuse, lib=_LIBRARY)
+
+
+def differentiable(name: str, backward: Callable[..., Any], keep: Callable[..., Any]) -> None:
+    """Gives an operator its gradient; `keep` says what of its inputs and results the gradient needs."""
+    torch.library.register_autograd(f"kvshift::{name}", backward, setup_context=keep, lib=_LIBRARY)

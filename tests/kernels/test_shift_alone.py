@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvshift.errors import UnsupportedModelError
+from kvshift.shift import shift as definition
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from kvshift.kernels.shift_alone import shift as launch
+
+ON_GPU = torch.cuda.is_available()
+TIMES = [1, 2, 3, 15, 16, 17, 33, *([127, 129, 4097] if ON_GPU else [])]
+random_shapes = settings(
+    max_examples=600 if ON_GPU else 60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    assert not found.isnan().any()
+    assert found.shape == exact.shape
+    return ((found.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
+
+
+def rows(batch: int, time: int, heads: int, head_dim: int, fused: bool, device: str) -> Tensor:
+    """Float64; `fused`: a view into wider rows, as a fused projection of queries, keys and values gives."""
+    wide = torch.randn(batch, time, heads + 2 * fused, head_dim, dtype=torch.float64, device=device)
+    return wide[:, :, fused : fused + heads]
+
+
+def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same numbers and strides in another type, as a leaf."""
+    typed = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+    return typed.copy_(x).requires_grad_()
+
+
+@random_shapes
+@given(
+    batch=st.integers(1, 3),
+    time=st.sampled_from(TIMES),
+    heads=st.integers(1, 5),
+    head_dim=st.sampled_from([1, 8, 32, 80, 96]),
+    window=st.integers(2, 4),
+    per_channel=st.booleans(),
+    starts=st.booleans(),
+    state=st.booleans(),
+    both=st.booleans(),
+    fused=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_results_and_gradients_are_the_definitions(
+    device: str, batch, time, heads, head_dim, window, per_channel, starts, state, both, fused, dtype, seed
+) -> None:
+    torch.manual_seed(seed)
+    shape = (heads, head_dim, window) if per_channel else (heads, window)
+    begins = torch.rand(batch, time, device=device) < 0.3 if starts else None
+    xs = [in_type(rows(batch, time, heads, head_dim, fused, device), dtype) for _ in range(1 + both)]
+    taps = [torch.randn(shape, device=device).requires_grad_() for _ in xs]
+    states = [torch.randn(batch, window - 1, heads, head_dim, device=device).to(dtype) for _ in xs]
+    gradients = [torch.randn(batch, heads, time, head_dim, device=device).to(dtype) for _ in xs]
+    gradients = [gradient.transpose(1, 2) for gradient in gradients]  # as attention hands them back
+
+    given_state = states if state else [None, None]
+    second = (xs[1], taps[1], given_state[1]) if both else (None, None, None)
+    found = launch(xs[0], taps[0], *second[:2], starts=begins, x_state=given_state[0], y_state=second[2])
+    torch.autograd.backward(found[: len(xs)], gradients)
+
+    for i, x in enumerate(xs):
+        exact, rough = (
+            run_definition(x, taps[i], begins, given_state[i], gradients[i], to)
+            for to in (torch.float64, dtype)
+        )
+        assert found[i].dtype == dtype
+        assert found[i].is_contiguous()
+        for mine, right, typed in zip((found[i], x.grad, taps[i].grad), exact, rough, strict=True):
+            assert relative_error(mine, right) <= allowed(dtype, relative_error(typed, right))
+
+
+def run_definition(x, taps, begins, state, gradient, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    x = x.detach().to(dtype).requires_grad_()
+    taps = taps.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
+    state = None if state is None else state.to(dtype)
+    out, _ = definition(x, taps, starts=begins, state=state)
+    out.backward(gradient.to(dtype))
+    return out.detach(), x.grad, taps.grad
+
+
+def allowed(dtype: torch.dtype, of_the_definition: float) -> float:
+    if dtype == torch.float32:
+        return 1e-6
+    if dtype == torch.bfloat16 and not ON_GPU:
+        return 2**-7  # the interpreter cuts bfloat16 off where a GPU rounds
+    return 2 * of_the_definition + 1e-6
+
+
+def example(device: str, dtype: torch.dtype = torch.float32, time: int = 37) -> list[Tensor]:
+    torch.manual_seed(0)
+    x, y = (torch.randn(2, time, 3, 32, device=device).to(dtype).requires_grad_() for _ in range(2))
+    x_taps, y_taps = (torch.randn(3, 2, device=device).requires_grad_() for _ in range(2))
+    starts = torch.rand(2, time, device=device) < 0.2
+    return [x, x_taps, y, y_taps, starts, None, None]
+
+
+def test_two_runs_are_bitwise_equal(device: str) -> None:
+    def run() -> list[Tensor]:
+        inputs = example(device, time=4097 if ON_GPU else 300)
+        out = torch.ops.kvshift.shift(*inputs)
+        torch.autograd.backward(out, [torch.ones_like(x) for x in out])
+        return [*out, *(x.grad for x in inputs[:4])]
+
+    for first, second in zip(run(), run(), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("starts", [True, False])
+def test_the_operator_keeps_torchs_rules(device: str, both: bool, starts: bool) -> None:
+    inputs = example(device, time=5)
+    if not both:
+        inputs[2:4] = None, None
+    if not starts:
+        inputs[4] = None
+    torch.library.opcheck(torch.ops.kvshift.shift.default, tuple(inputs))
+
+
+def test_a_second_derivative_is_refused(device: str) -> None:
+    x, taps, *_ = example(device)
+    (gradient,) = torch.autograd.grad(launch(x, taps)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(UnsupportedModelError, match="second derivative of the shift"):
+        gradient.sum().backward()
+
+
+def test_nothing_in_nothing_out(device: str) -> None:
+    x = torch.zeros(2, 0, 3, 8, device=device, requires_grad=True)
+    taps = torch.ones(3, 2, device=device, requires_grad=True)
+    out, _ = launch(x, taps)
+    out.sum().backward()
+    assert out.shape == x.shape
+    assert torch.equal(taps.grad, torch.zeros_like(taps))
+
+
+def test_it_compiles_as_one_graph_for_any_length(device: str) -> None:
+    def step(x: Tensor, taps: Tensor, starts: Tensor) -> Tensor:
+        return launch(x * 2, taps, starts=starts)[0].square().sum()
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    for time in (5, 17, 40):
+        x, taps, *_, starts, _, _ = example(device, time=time)
+        mine, right = (torch.autograd.grad(run(x, taps, starts), (x, taps)) for run in (compiled, step))
+        for one, other in zip(mine, right, strict=True):
+            torch.testing.assert_close(one, other)
+    assert len(graphs) == 1
+
+
+def test_under_autocast_the_sum_is_still_formed_in_float32(device: str) -> None:
+    x, taps, *_ = example(device)
+    with torch.autocast(device, torch.bfloat16):
+        inside = launch(x, taps)[0]
+    assert torch.equal(inside, launch(x, taps)[0])
