@@ -50,6 +50,36 @@ def unbroken(p_starts, row, at, j: tl.constexpr, m_row, STARTS: tl.constexpr):
     return whole
 
 
+@triton.jit
+def shifted(
+    p_in, p_taps, p_starts, p_state,
+    row, batch, at, m_row,  # (ROWS,)
+    o_in, o_state, o_taps, m_channel,  # (CHANNELS,): where the channels lie in a row, a state's row, the taps
+    s_batch, s_time, s_state,
+    WINDOW: tl.constexpr, STARTS: tl.constexpr, STATE: tl.constexpr,
+):  # fmt: skip
+    """Σⱼ taps[j] · x[t - j] as far back as the sequence began: (ROWS, CHANNELS) float32."""
+    total = tl.zeros((row.shape[0], o_in.shape[0]), dtype=tl.float32)
+    for j in tl.static_range(WINDOW):
+        tap = tl.load(p_taps + o_taps + j, mask=m_channel, other=0.0)
+        m_read = m_row & unbroken(p_starts, row, at, j, m_row, STARTS)
+        m_here = (m_read & (at >= j))[:, None] & m_channel[None, :]
+        o_row = row_offsets(batch, at - j, s_batch, s_time)
+        x = tl.load(p_in + o_row[:, None] + o_in[None, :], mask=m_here, other=0.0).to(tl.float32)
+        if STATE and j > 0:
+            x += before(p_state, batch, at, j, m_read, o_state, m_channel, s_state, WINDOW)
+        total += x * tap[None, :]
+    return total
+
+
+@triton.jit
+def before(p_state, batch, at, j: tl.constexpr, m_read, o_state, m_channel, s_state, WINDOW: tl.constexpr):
+    """The rows j steps back that lie in the state; 0 for those that do not."""
+    o_row = (batch.to(tl.int64) * (WINDOW - 1) + (WINDOW - 1 + at - j)) * s_state
+    mask = (m_read & (at < j))[:, None] & m_channel[None, :]
+    return tl.load(p_state + o_row[:, None] + o_state[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
 def strides(x: Tensor) -> tuple[int, int, int]:
     """Of batch, time and head."""
     return x.stride(0), x.stride(1), x.stride(2)

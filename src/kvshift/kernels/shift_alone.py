@@ -19,11 +19,13 @@ from torch import Tensor
 from kvshift.kernels.registry import differentiable, operator
 from kvshift.kernels.rows import (
     as_bytes,
+    before,
     blocks_a_program,
     channel_offsets,
     inner_contiguous,
     place_of,
     row_offsets,
+    shifted,
     strides,
     tap_offsets,
     unbroken,
@@ -46,7 +48,7 @@ def _forward_kernel(
     WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr, STARTS: tl.constexpr, STATE: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    # out[t] = Σⱼ taps[j] · x[t - j], as far back as the sequence began
+    # out[t] = Σⱼ taps[j] · x[t - j]
     if tl.program_id(2) == 0:
         p_in, p_taps, p_state, p_out = p_x, p_x_taps, p_x_state, p_x_out
         s_batch, s_time, s_head = x_batch, x_time, x_head
@@ -60,19 +62,13 @@ def _forward_kernel(
     o_channel = channel_offsets(channel, head_dim, s_head)
     o_taps = tap_offsets(channel, head_dim, WINDOW, PER_CHANNEL)
 
-    total = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
-    for j in tl.static_range(WINDOW):
-        tap = tl.load(p_taps + o_taps + j, mask=m_channel, other=0.0)
-        m_read = m_row & unbroken(p_starts, row, at, j, m_row, STARTS)
-        o_row = row_offsets(batch, at - j, s_batch, s_time)
-        m_here = (m_read & (at >= j))[:, None] & m_channel[None, :]
-        x = tl.load(p_in + o_row[:, None] + o_channel[None, :], mask=m_here, other=0.0).to(tl.float32)
-        if STATE and j > 0:
-            o_state = (batch.to(tl.int64) * (WINDOW - 1) + (WINDOW - 1 + at - j)) * channels
-            m_state = (m_read & (at < j))[:, None] & m_channel[None, :]
-            before = tl.load(p_state + o_state[:, None] + channel[None, :], mask=m_state, other=0.0)
-            x += before.to(tl.float32)
-        total += x * tap[None, :]
+    total = shifted(
+        p_in, p_taps, p_starts, p_state,
+        row, batch, at, m_row,
+        o_channel, channel, o_taps, m_channel,
+        s_batch, s_time, channels,
+        WINDOW, STARTS, STATE,
+    )  # fmt: skip
     o_out = row.to(tl.int64) * channels
     m_out = m_row[:, None] & m_channel[None, :]
     tl.store(p_out + o_out[:, None] + channel[None, :], total.to(p_out.dtype.element_ty), mask=m_out)
@@ -132,14 +128,8 @@ def _backward_kernel(
             total += later * tl.load(p_taps + o_taps + j, mask=m_channel, other=0.0)[None, :]
             part = later * x
             if STATE:
-                m_state = m_row & (at < j) & unbroken(p_starts, row, at, j, m_row, STARTS)
-                o_state = (batch.to(tl.int64) * (WINDOW - 1) + (WINDOW - 1 + at - j)) * channels
-                before = tl.load(
-                    p_state + o_state[:, None] + channel[None, :],
-                    mask=m_state[:, None] & m_channel[None, :],
-                    other=0.0,
-                )
-                part += dout * before.to(tl.float32)
+                m_read = m_row & unbroken(p_starts, row, at, j, m_row, STARTS)
+                part += dout * before(p_state, batch, at, j, m_read, channel, m_channel, channels, WINDOW)
             if j == 1:
                 sum_1 += part
             elif j == 2:
