@@ -35,6 +35,12 @@ def channel_offsets(channel, head_dim, s_head):
 
 
 @triton.jit
+def head_offsets(head, d, s_head):
+    """Where a head's channels lie in a row."""
+    return (tl.zeros_like(d).to(tl.int64) + head) * s_head + d
+
+
+@triton.jit
 def tap_offsets(channel, head_dim, WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr):
     return (channel if PER_CHANNEL else channel // head_dim) * WINDOW
 

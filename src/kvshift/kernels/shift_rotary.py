@@ -1,0 +1,276 @@
+"""The shift with rotary embedding as an operator; `rotary_kernels.py` has the mathematics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from kvshift.kernels.registry import differentiable, operator
+from kvshift.kernels.rotary_kernels import backward_kernel, forward_kernel
+from kvshift.kernels.rows import as_bytes, blocks_a_program, inner_contiguous, strides
+
+_ROWS, _HEADS, _WARPS = 16, 4, 4  # rows of a tile; heads that one program turns with the same angles
+_MOST_BLOCKS = 16  # of rows that one program of the backward adds up
+
+
+def _constants(
+    k: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    k_norm: Tensor | None,
+    starts: Tensor | None,
+    k_state: Tensor | None,
+    v_state: Tensor | None,
+    interleaved: bool,
+) -> dict[str, Any]:
+    """What both kernels are compiled for."""
+    taps = v_taps if k_taps is None else k_taps
+    return {
+        "SHIFT_K": k_taps is not None,
+        "SHIFT_V": v_taps is not None,
+        "NORM": k_norm is not None,
+        "INTERLEAVED": interleaved,
+        "WINDOW": 2 if taps is None else taps.shape[-1],
+        "PER_CHANNEL": taps is not None and taps.dim() == 3,
+        "STARTS": starts is not None,
+        "STATE": k_state is not None or v_state is not None,
+        "ROTARY": cos.shape[-1],
+        "ROWS": _ROWS,
+        "HEADS": _HEADS,
+        "D": triton.next_power_of_2(k.shape[-1]),
+        "num_warps": _WARPS,
+    }
+
+
+def _launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    starts: Tensor | None,
+    k_state: Tensor | None,
+    v_state: Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _fake(q, k, v)
+    batch, time, kv_heads, head_dim = k.shape
+    rows, q_heads = batch * time, q.shape[2]
+    if rows:
+        groups = triton.cdiv(max(q_heads, kv_heads), _HEADS)
+        forward_kernel[triton.cdiv(rows, _ROWS), groups, 3](
+            q, k, v,
+            _or(k_taps, k), _or(v_taps, v),
+            cos, sin,
+            _or(q_norm, q), _or(k_norm, k),
+            as_bytes(starts, k),
+            _or(k_state, k), _or(v_state, v),
+            *out,
+            rows, time, q_heads, kv_heads, head_dim, eps,
+            *strides(q), *strides(k), *strides(v), *_angle_strides(cos),
+            **_constants(k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved),
+        )  # fmt: skip
+    return out
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _launch_backward(
+    dq_out: Tensor,
+    dk_out: Tensor,
+    dv_out: Tensor,
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    starts: Tensor | None,
+    k_state: Tensor | None,
+    v_state: Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> tuple[Tensor, ...]:
+    dq, dk, dv = _fake(dq_out, k, v)
+    constants = _constants(k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved)
+    batch, time, kv_heads, head_dim = k.shape
+    rows, q_heads = batch * time, dq_out.shape[2]
+    groups = triton.cdiv(max(q_heads, kv_heads), _HEADS)
+    blocks = blocks_a_program(triton.cdiv(rows, _ROWS), 3 * groups, _MOST_BLOCKS)
+    programs = triton.cdiv(rows, _ROWS * blocks)
+
+    def sums(wanted: bool, *shape: int) -> Tensor:
+        return k.new_empty(programs, *shape, head_dim, dtype=torch.float32) if wanted else k.new_empty(0)
+
+    k_sums = sums(k_taps is not None, constants["WINDOW"], kv_heads)
+    v_sums = sums(v_taps is not None, constants["WINDOW"], kv_heads)
+    q_norm_sums = sums(q_norm is not None, triton.cdiv(q_heads, _HEADS))
+    k_norm_sums = sums(k_norm is not None, kv_heads)
+    if rows:
+        backward_kernel[programs, groups, 3](
+            dq_out, dk_out, dv_out,
+            _or(q, dq_out), k, v,
+            _or(k_taps, k), _or(v_taps, v),
+            cos, sin,
+            _or(q_norm, k), _or(k_norm, k),
+            as_bytes(starts, k),
+            _or(k_state, k), _or(v_state, v),
+            dq, dk, dv,
+            k_sums, v_sums, q_norm_sums, k_norm_sums,
+            rows, time, q_heads, kv_heads, head_dim, blocks, eps,
+            *strides(_or(q, dq_out)), *strides(k), *strides(v),
+            *strides(dq_out), *strides(dk_out), *strides(dv_out), *_angle_strides(cos),
+            **constants,
+        )  # fmt: skip
+    return (
+        dq,
+        dk,
+        dv,
+        _taps_gradient(k_sums, k_taps),
+        _taps_gradient(v_sums, v_taps),
+        _norm_gradient(q_norm_sums, q_norm),
+        _norm_gradient(k_norm_sums, k_norm),
+    )
+
+
+def _fake_backward(dq_out: Tensor, dk_out: Tensor, dv_out: Tensor, *saved: Any) -> tuple[Tensor, ...]:
+    _, k, v, k_taps, v_taps, _, _, q_norm, k_norm, *_ = saved
+    nothing = k.new_empty(0)
+    parameters = (k_taps, v_taps, q_norm, k_norm)
+    return (
+        *_fake(dq_out, k, v),
+        *(nothing if each is None else each.new_empty(each.shape) for each in parameters),
+    )
+
+
+def _taps_gradient(sums: Tensor, taps: Tensor | None) -> Tensor:
+    if taps is None:
+        return sums
+    total = sums.sum(0) if taps.dim() == 3 else sums.sum((0, 3))  # (window, kv_heads[, head_dim])
+    return total.movedim(0, -1).contiguous()
+
+
+def _norm_gradient(sums: Tensor, norm: Tensor | None) -> Tensor:
+    return sums if norm is None else sums.sum((0, 1)).to(norm.dtype)
+
+
+def _or(x: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Any pointer, for an argument that the kernel will not read."""
+    return otherwise if x is None else x
+
+
+def _angle_strides(cos: Tensor) -> tuple[int, int]:
+    """Of batch, 0 if all sequences have the same angles, and time."""
+    return 0 if cos.shape[0] == 1 else cos.stride(0), cos.stride(1)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    q, *tensors, ctx.eps, ctx.interleaved = inputs
+    q_norm = tensors[6]
+    ctx.save_for_backward(None if q_norm is None else q, *tensors)  # a rotation alone needs no q
+
+
+def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    found = torch.ops.kvshift.shift_rotary_backward(
+        *map(inner_contiguous, gradients), *saved, ctx.eps, ctx.interleaved
+    )
+    _, _, _, k_taps, v_taps, _, _, q_norm, k_norm, *_ = saved
+    dq, dk, dv, *of_parameters = found
+    dk_taps, dv_taps, dq_norm, dk_norm = (
+        None if parameter is None else gradient
+        for parameter, gradient in zip((k_taps, v_taps, q_norm, k_norm), of_parameters, strict=True)
+    )
+    return dq, dk, dv, dk_taps, dv_taps, None, None, dq_norm, dk_norm, None, None, None, None, None
+
+
+_SHARED = (
+    "Tensor k, Tensor v, Tensor? k_taps, Tensor? v_taps, Tensor cos, Tensor sin, Tensor? q_norm, "
+    "Tensor? k_norm, Tensor? starts, Tensor? k_state, Tensor? v_state, float eps, bool interleaved"
+)
+operator(
+    f"shift_rotary(Tensor q, {_SHARED}) -> (Tensor, Tensor, Tensor)",
+    launch=_launch,
+    fake=_fake,
+)
+operator(
+    f"shift_rotary_backward(Tensor dq_out, Tensor dk_out, Tensor dv_out, Tensor? q, {_SHARED}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    launch=_launch_backward,
+    fake=_fake_backward,
+    backward_of="the shift with rotary embedding",
+)
+differentiable("shift_rotary", _backward, _keep)
+
+
+def shift_rotary(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+    interleaved: bool = False,
+    starts: Tensor | None = None,
+    k_state: Tensor | None = None,
+    v_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw queries, keys and values in; what attention takes out.
+
+    Args:
+        q: `(batch, time, q_heads, head_dim)`, bfloat16, float16 or float32; any strides.
+        k, v: `(batch, time, kv_heads, head_dim)` of the same dtype.
+        k_taps, v_taps: `(kv_heads, window)` or `(kv_heads, head_dim, window)` float32, window 2 to 4, both of
+            one shape. None: not shifted.
+        cos, sin: `(batch or 1, time, rotary_dim)`; channels from `rotary_dim` on do not turn. No gradient
+            reaches them.
+        q_norm, k_norm: `(head_dim,)` weights of an RMS norm between shift and rotation, both or none.
+        eps: the norm's ε.
+        interleaved: a channel turns with its neighbour, not with the one half a rotation away.
+        starts: `(batch, time)` bool, True where a sequence begins.
+        k_state, v_state: the rows before, `(batch, window - 1, kv_heads, head_dim)`, for each shifted tensor
+            or for none; no gradient reaches them.
+
+    Returns:
+        Queries, keys and values, contiguous, shaped and typed like the raw ones.
+    """
+
+    def contiguous(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.contiguous()
+
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.kvshift.shift_rotary(
+        inner_contiguous(q),
+        inner_contiguous(k),
+        inner_contiguous(v),
+        contiguous(k_taps),
+        contiguous(v_taps),
+        inner_contiguous(cos),
+        inner_contiguous(sin),
+        contiguous(q_norm),
+        contiguous(k_norm),
+        contiguous(starts),
+        None if k_state is None else k_state.to(k.dtype).contiguous(),
+        None if v_state is None else v_state.to(v.dtype).contiguous(),
+        eps,
+        interleaved,
+    )
+    return found

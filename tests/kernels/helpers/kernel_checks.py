@@ -1,0 +1,39 @@
+"""How kernels are compared with the definition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ON_GPU = torch.cuda.is_available()
+TIMES = [1, 2, 3, 15, 16, 17, 33, *([127, 129, 4097] if ON_GPU else [])]
+
+
+def relative_error(found: Tensor, exact: Tensor, size: Tensor | None = None) -> float:
+    """Of the norms; `size` instead of the exact result's."""
+    assert not found.isnan().any()
+    assert found.shape == exact.shape
+    return (
+        (found.double() - exact).norm() / (exact.norm() if size is None else size).clamp_min(1e-30)
+    ).item()
+
+
+def allowed(dtype: torch.dtype, of_the_definition: float) -> float:
+    """The relative error that a result may have where the definition in the same type has that one."""
+    if dtype == torch.float32:
+        return 1e-6
+    if dtype == torch.bfloat16 and not ON_GPU:
+        return 2**-7  # the interpreter cuts bfloat16 off where a GPU rounds
+    return 2 * of_the_definition + 1e-6
+
+
+def rows(batch: int, time: int, heads: int, head_dim: int, fused: bool, device: str) -> Tensor:
+    """Float64; `fused`: a view into wider rows, as a fused projection of queries, keys and values gives."""
+    wide = torch.randn(batch, time, heads + 2 * fused, head_dim, dtype=torch.float64, device=device)
+    return wide[:, :, fused : fused + heads]
+
+
+def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same numbers and strides in another type, as a leaf."""
+    typed = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+    return typed.copy_(x).requires_grad_()

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvshift.errors import UnsupportedModelError
+from kvshift.shift import shift as definition
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from kernel_checks import ON_GPU, TIMES, allowed, in_type, relative_error, rows
+
+from kvshift.kernels.shift_rotary import shift_rotary as launch
+
+PARAMETERS = ("k_taps", "v_taps", "q_norm", "k_norm")
+random_shapes = settings(
+    max_examples=600 if ON_GPU else 30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotary embedding as transformers' models write it, of the first channels."""
+    size = cos.shape[-1]
+    first, rest = x[..., :size], x[..., size:]
+    if interleaved:
+        other = torch.stack((-first[..., 1::2], first[..., ::2]), dim=-1).flatten(-2)
+    else:
+        other = torch.cat((-first[..., size // 2 :], first[..., : size // 2]), dim=-1)
+    return torch.cat((first * cos[:, :, None] + other * sin[:, :, None], rest), dim=-1)
+
+
+def normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    if weight is None:
+        return x
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.to(x.dtype)
+
+
+def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved, starts, k_state, v_state):
+    """The operator step by step, in the type of what it is given."""
+    if k_taps is not None:
+        k, _ = definition(k, k_taps, starts=starts, state=k_state)
+    if v_taps is not None:
+        v, _ = definition(v, v_taps, starts=starts, state=v_state)
+    cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+    q, k = (turned(normed(x, weight, eps), cos, sin, interleaved) for x, weight in ((q, q_norm), (k, k_norm)))
+    return q, k, v
+
+
+@random_shapes
+@given(
+    batch=st.integers(1, 3),
+    time=st.sampled_from(TIMES),
+    kv_heads=st.integers(1, 5),
+    group=st.integers(1, 3),
+    head_dim=st.sampled_from([32, 80, 96]),
+    rotary=st.sampled_from([1.0, 0.5]),
+    interleaved=st.booleans(),
+    norm=st.booleans(),
+    shifted=st.sampled_from(["both", "keys", "values", "nothing"]),
+    window=st.integers(2, 4),
+    per_channel=st.booleans(),
+    starts=st.booleans(),
+    state=st.booleans(),
+    shared_angles=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_results_and_gradients_are_those_of_the_single_steps(
+    device: str, batch, time, kv_heads, group, head_dim, rotary, interleaved, norm, shifted, window,
+    per_channel, starts, state, shared_angles, dtype, seed,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device)
+
+    taps = (kv_heads, head_dim, window) if per_channel else (kv_heads, window)
+    size = int(rotary * head_dim)
+    angle = random(1 if shared_angles else batch, time, size)
+    tensors = {
+        name: rows(batch, time, heads, head_dim, True, device)
+        for name, heads in (("q", kv_heads * group), ("k", kv_heads), ("v", kv_heads))
+    }
+    k_shifted, v_shifted = shifted in ("both", "keys"), shifted in ("both", "values")
+    tensors |= {
+        "k_taps": random(*taps) if k_shifted else None,
+        "v_taps": random(*taps) if v_shifted else None,
+        "q_norm": random(head_dim) if norm else None,
+        "k_norm": random(head_dim) if norm else None,
+    }
+    fixed = {
+        "cos": angle.cos().to(dtype),
+        "sin": angle.sin().to(dtype),
+        "eps": 1e-5,
+        "interleaved": interleaved,
+        "starts": torch.rand(batch, time, device=device) < 0.3 if starts else None,
+    }
+    states = {
+        f"{name}_state": random(batch, window - 1, kv_heads, head_dim).to(dtype)
+        if state and is_shifted
+        else None
+        for name, is_shifted in (("k", k_shifted), ("v", v_shifted))
+    }
+    gradients = [
+        random(batch, tensors[name].shape[2], time, head_dim).to(dtype).transpose(1, 2) for name in "qkv"
+    ]
+
+    def run(function, to: torch.dtype) -> list[Tensor]:
+        wide = torch.float64 if to == torch.float64 else torch.float32
+        made = {
+            name: None if x is None else in_type(x.to(dtype), to if name in "qkv" else wide)
+            for name, x in tensors.items()
+        }
+        before = {name: None if x is None else x.to(to) for name, x in states.items()}
+        out = function(**made, **fixed, **before)
+        torch.autograd.backward(out, [gradient.to(to) for gradient in gradients])
+        return [*out, *(x.grad for x in made.values() if x is not None)]
+
+    found, exact, rough = run(launch, dtype), run(plain, torch.float64), run(plain, dtype)
+    names = ["q_out", "k_out", "v_out", *(name for name, x in tensors.items() if x is not None)]
+    for name, mine, right, typed in zip(names, found, exact, rough, strict=True):
+        size = None
+        if norm and name == "k_taps":
+            # A norm undoes what taps do to a row's length, so their gradient Σ dh·k nearly cancels: it is
+            # compared with |dh|·|k|, where dk = taps · dh.
+            dk = exact[names.index("k")]
+            size = dk.norm() * tensors["k"].norm() / tensors["k_taps"].norm()
+        error, of_the_definition = (relative_error(x, right, size) for x in (mine, typed))
+        assert error <= allowed(dtype, of_the_definition), name
+    assert all(x.dtype == dtype and x.is_contiguous() for x in found[:3])
+
+
+def example(device: str, time: int = 37, norm: bool = True) -> list:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, time, heads, 32, device=device).requires_grad_() for heads in (6, 3, 3))
+    k_taps, v_taps = (torch.randn(3, 2, device=device).requires_grad_() for _ in range(2))
+    norms = [torch.randn(32, device=device).requires_grad_() if norm else None for _ in range(2)]
+    angle = torch.randn(1, time, 32, device=device)
+    starts = torch.rand(2, time, device=device) < 0.2
+    return [q, k, v, k_taps, v_taps, angle.cos(), angle.sin(), *norms, starts, None, None, 1e-5, False]
+
+
+def test_two_runs_are_bitwise_equal(device: str) -> None:
+    def run() -> list[Tensor]:
+        inputs = example(device, time=4097 if ON_GPU else 50)
+        out = torch.ops.kvshift.shift_rotary(*inputs)
+        torch.autograd.backward(out, [torch.ones_like(x) for x in out])
+        return [*out, *(x.grad for x in inputs[:9] if x.requires_grad)]
+
+    for first, second in zip(run(), run(), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_operator_keeps_torchs_rules(device: str, norm: bool) -> None:
+    torch.library.opcheck(torch.ops.kvshift.shift_rotary.default, tuple(example(device, 5, norm)))
+
+
+def test_a_rotation_alone_keeps_no_queries_for_its_gradient(device: str) -> None:
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        inputs = example(device, norm=False)
+        torch.ops.kvshift.shift_rotary(*inputs)
+    q, k, v, *_ = inputs
+    assert q.data_ptr() not in kept
+    assert {k.data_ptr(), v.data_ptr()} <= set(kept)
+
+
+def test_a_second_derivative_is_refused(device: str) -> None:
+    inputs = example(device)
+    out = torch.ops.kvshift.shift_rotary(*inputs)[1].square().sum()
+    (gradient,) = torch.autograd.grad(out, inputs[1], create_graph=True)
+    with pytest.raises(UnsupportedModelError, match="second derivative of the shift with rotary"):
+        gradient.sum().backward()
+
+
+def test_nothing_in_nothing_out(device: str) -> None:
+    inputs = example(device, time=0)
+    out = torch.ops.kvshift.shift_rotary(*inputs)
+    sum(x.sum() for x in out).backward()
+    assert [x.shape for x in out] == [x.shape for x in inputs[:3]]
+    for parameter in (*inputs[3:5], *inputs[7:9]):
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+def test_it_compiles_as_one_graph_for_any_length(device: str) -> None:
+    def step(*inputs) -> Tensor:
+        q, k, v = torch.ops.kvshift.shift_rotary(*inputs)
+        return q.square().sum() + k.square().sum() + v.square().sum()
+
+    lengths = []  # when something was compiled; once is twice, for the sake of ε
+
+    def backend(graph, inputs):
+        lengths.append(time)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    for time in (5, 17, 40):
+        inputs = example(device, time)
+        learned = [x for x in inputs[:9] if x.requires_grad]
+        mine, right = (torch.autograd.grad(run(*inputs), learned) for run in (compiled, step))
+        for one, other in zip(mine, right, strict=True):
+            torch.testing.assert_close(one, other)
+    assert set(lengths) == {5}
