@@ -125,10 +125,10 @@ def main() -> None:
     said = (
         f"## Every way of running, {chosen.dtype}, {device}\n\n"
         f"`python benchmarks/modes.py --device {chosen.device} --dtype {chosen.dtype}`, "
-        f"{datetime.date.today()}, commit {commit()}, {versions}. Largest difference from full forwards, in units of the logits' "
-        "standard deviation. *refused*: with a sentence, because the library's own layers would be wrong; "
-        "*as theirs*: the unshifted model is off there as well; —: the library cannot, shifted or not.\n\n"
-        + table(chosen.models, rows)
+        f"{datetime.date.today()}, commit {commit()}, {versions}. Largest difference from full forwards, in "
+        "units of the logits' standard deviation. *refused*: with a sentence, because the library's own "
+        "layers would be wrong; *as theirs*: the unshifted model is off there as well; —: the library "
+        "cannot, shifted or not.\n\n" + table(chosen.models, rows)
     )
     if chosen.print:
         print(said)

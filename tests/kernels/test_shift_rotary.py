@@ -10,7 +10,7 @@ from kvshift.errors import UnsupportedModelError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import ON_GPU, TIMES, allowed, in_type, relative_error, rows
+from kernel_checks import ON_GPU, TIMES, allowed, in_type, relative_error, rotated, rows
 
 from kvshift.kernels.shift_rotary import shift_rotary as launch
 
@@ -22,23 +22,6 @@ random_shapes = settings(
 )
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotary embedding as transformers' models write it, of the first channels."""
-    size = cos.shape[-1]
-    first, rest = x[..., :size], x[..., size:]
-    if interleaved:
-        other = torch.stack((-first[..., 1::2], first[..., ::2]), dim=-1).flatten(-2)
-    else:
-        other = torch.cat((-first[..., size // 2 :], first[..., : size // 2]), dim=-1)
-    return torch.cat((first * cos[:, :, None] + other * sin[:, :, None], rest), dim=-1)
-
-
-def normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if weight is None:
-        return x
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.to(x.dtype)
-
-
 def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved, starts, k_state, v_state):
     """The operator step by step, in the type of what it is given."""
     if k_taps is not None:
@@ -46,7 +29,10 @@ def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved
     if v_taps is not None:
         v, _ = definition(v, v_taps, starts=starts, state=v_state)
     cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-    q, k = (turned(normed(x, weight, eps), cos, sin, interleaved) for x, weight in ((q, q_norm), (k, k_norm)))
+    q, k = (
+        rotated(x, weight, cos, sin, eps=eps, interleaved=interleaved)
+        for x, weight in ((q, q_norm), (k, k_norm))
+    )
     return q, k, v
 
 

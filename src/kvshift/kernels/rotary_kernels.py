@@ -27,7 +27,7 @@ from kvshift.kernels.rows import before, head_offsets, place_of, row_offsets, sh
 
 
 @triton.jit
-def _partner(d, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):
+def partner_of(d, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The channel that turns with d, and its sign, for d below ROTARY."""
     if INTERLEAVED:
         partner = d ^ 1
@@ -39,7 +39,7 @@ def _partner(d, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):
 
 
 @triton.jit
-def _angles(p_cos, p_sin, batch, at, m_row, d, d_sin, sign, s_batch, s_time, ROTARY: tl.constexpr):
+def angles(p_cos, p_sin, batch, at, m_row, d, d_sin, sign, s_batch, s_time, ROTARY: tl.constexpr):
     """cos[d] and sign · sin[d_sin], 1 and 0 for channels that do not turn: (ROWS, D) float32."""
     o_row = row_offsets(batch, at, s_batch, s_time)
     mask = m_row[:, None] & (d < ROTARY)[None, :]
@@ -49,14 +49,14 @@ def _angles(p_cos, p_sin, batch, at, m_row, d, d_sin, sign, s_batch, s_time, ROT
 
 
 @triton.jit
-def _rows(p_in, batch, at, m_row, o_channel, m_channel, s_batch, s_time):
+def head_rows(p_in, batch, at, m_row, o_channel, m_channel, s_batch, s_time):
     o_row = row_offsets(batch, at, s_batch, s_time)
     mask = m_row[:, None] & m_channel[None, :]
     return tl.load(p_in + o_row[:, None] + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _maybe_shifted(
+def maybe_shifted(
     p_in, p_taps, p_starts, p_state, row, batch, at, m_row, head, d, m_channel, head_dim, heads,
     s_batch, s_time, s_head,
     SHIFT: tl.constexpr, WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr, STARTS: tl.constexpr,
@@ -72,14 +72,37 @@ def _maybe_shifted(
             s_batch, s_time, heads * head_dim, WINDOW, STARTS, STATE,
         )  # fmt: skip
     else:
-        x = _rows(p_in, batch, at, m_row, o_in, m_channel, s_batch, s_time)
+        x = head_rows(p_in, batch, at, m_row, o_in, m_channel, s_batch, s_time)
     return x
 
 
 @triton.jit
-def _root(x, head_dim, eps):
+def root_of(x, head_dim, eps):
     """(mean(x²) + ε)^(-1/2) of each row."""
     return tl.rsqrt(tl.sum(x * x, axis=1) / head_dim + eps)[:, None]
+
+
+@triton.jit
+def turned(
+    p_in, p_taps, p_starts, p_state, p_norm, row, batch, at, m_row, head, d, m_d, partner, m_partner,
+    cos, sin, head_dim, heads, eps, s_batch, s_time, s_head,
+    SHIFT: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr,
+    STARTS: tl.constexpr, STATE: tl.constexpr,
+):  # fmt: skip
+    """A head's rows, shifted if SHIFT says so, normed if NORM does, and rotated."""
+    x = maybe_shifted(
+        p_in, p_taps, p_starts, p_state, row, batch, at, m_row, head, d, m_d, head_dim, heads,
+        s_batch, s_time, s_head, SHIFT, WINDOW, PER_CHANNEL, STARTS, STATE,
+    )  # fmt: skip
+    x_partner = maybe_shifted(
+        p_in, p_taps, p_starts, p_state, row, batch, at, m_row, head, partner, m_partner, head_dim, heads,
+        s_batch, s_time, s_head, SHIFT, WINDOW, PER_CHANNEL, STARTS, STATE,
+    )  # fmt: skip
+    if NORM:
+        root = root_of(x, head_dim, eps)
+        x *= root * tl.load(p_norm + d, mask=m_d, other=0.0).to(tl.float32)[None, :]
+        x_partner *= root * tl.load(p_norm + partner, mask=m_partner, other=0.0).to(tl.float32)[None, :]
+    return cos * x + sin * x_partner
 
 
 @triton.jit
@@ -108,61 +131,48 @@ def forward_kernel(
     m_out = m_row[:, None] & m_d[None, :]
     if tl.program_id(2) == 2:
         for head in range(first, min(first + HEADS, kv_heads)):
-            v = _maybe_shifted(
+            v = maybe_shifted(
                 p_v, p_v_taps, p_starts, p_v_state, row, batch, at, m_row, head, d, m_d, head_dim, kv_heads,
                 v_batch, v_time, v_head, SHIFT_V, WINDOW, PER_CHANNEL, STARTS, STATE,
             )  # fmt: skip
             o_out = (row.to(tl.int64) * kv_heads + head) * head_dim
             tl.store(p_v_out + o_out[:, None] + d[None, :], v.to(p_v_out.dtype.element_ty), mask=m_out)
     else:
-        partner, sign = _partner(d, ROTARY, INTERLEAVED)
+        partner, sign = partner_of(d, ROTARY, INTERLEAVED)
         m_partner = d < ROTARY
-        cos, sin = _angles(p_cos, p_sin, batch, at, m_row, d, d, sign, a_batch, a_time, ROTARY)
+        cos, sin = angles(p_cos, p_sin, batch, at, m_row, d, d, sign, a_batch, a_time, ROTARY)
         if tl.program_id(2) == 0:
             for head in range(first, min(first + HEADS, q_heads)):
-                o_q, o_partner = head_offsets(head, d, q_head), head_offsets(head, partner, q_head)
-                q = _rows(p_q, batch, at, m_row, o_q, m_d, q_batch, q_time)
-                q_partner = _rows(p_q, batch, at, m_row, o_partner, m_partner, q_batch, q_time)
-                if NORM:
-                    root = _root(q, head_dim, eps)
-                    q *= root * tl.load(p_q_norm + d, mask=m_d, other=0.0).to(tl.float32)[None, :]
-                    weight = tl.load(p_q_norm + partner, mask=m_partner, other=0.0).to(tl.float32)
-                    q_partner *= root * weight[None, :]
-                out = cos * q + sin * q_partner
+                q = turned(
+                    p_q, p_q, p_starts, p_q, p_q_norm, row, batch, at, m_row, head, d, m_d,
+                    partner, m_partner, cos, sin, head_dim, q_heads, eps, q_batch, q_time, q_head,
+                    False, NORM, WINDOW, PER_CHANNEL, STARTS, STATE,
+                )  # fmt: skip
                 o_out = (row.to(tl.int64) * q_heads + head) * head_dim
-                tl.store(p_q_out + o_out[:, None] + d[None, :], out.to(p_q_out.dtype.element_ty), mask=m_out)
+                tl.store(p_q_out + o_out[:, None] + d[None, :], q.to(p_q_out.dtype.element_ty), mask=m_out)
         else:
             for head in range(first, min(first + HEADS, kv_heads)):
-                k = _maybe_shifted(
-                    p_k, p_k_taps, p_starts, p_k_state, row, batch, at, m_row, head, d, m_d, head_dim,
-                    kv_heads, k_batch, k_time, k_head, SHIFT_K, WINDOW, PER_CHANNEL, STARTS, STATE,
+                k = turned(
+                    p_k, p_k_taps, p_starts, p_k_state, p_k_norm, row, batch, at, m_row, head, d, m_d,
+                    partner, m_partner, cos, sin, head_dim, kv_heads, eps, k_batch, k_time, k_head,
+                    SHIFT_K, NORM, WINDOW, PER_CHANNEL, STARTS, STATE,
                 )  # fmt: skip
-                k_partner = _maybe_shifted(
-                    p_k, p_k_taps, p_starts, p_k_state, row, batch, at, m_row, head, partner, m_partner,
-                    head_dim, kv_heads, k_batch, k_time, k_head, SHIFT_K, WINDOW, PER_CHANNEL, STARTS, STATE,
-                )  # fmt: skip
-                if NORM:
-                    root = _root(k, head_dim, eps)
-                    k *= root * tl.load(p_k_norm + d, mask=m_d, other=0.0).to(tl.float32)[None, :]
-                    weight = tl.load(p_k_norm + partner, mask=m_partner, other=0.0).to(tl.float32)
-                    k_partner *= root * weight[None, :]
-                out = cos * k + sin * k_partner
                 o_out = (row.to(tl.int64) * kv_heads + head) * head_dim
-                tl.store(p_k_out + o_out[:, None] + d[None, :], out.to(p_k_out.dtype.element_ty), mask=m_out)
+                tl.store(p_k_out + o_out[:, None] + d[None, :], k.to(p_k_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit
 def _turned_back(p_dout, cos, sin, batch, at, m_row, o_d, m_d, o_partner, m_partner, s_batch, s_time):
     """The gradient before the rotation, from the one after it; `cos` and `sin` as `_angles` gives them."""
-    dout = _rows(p_dout, batch, at, m_row, o_d, m_d, s_batch, s_time)
-    of_partner = _rows(p_dout, batch, at, m_row, o_partner, m_partner, s_batch, s_time)
+    dout = head_rows(p_dout, batch, at, m_row, o_d, m_d, s_batch, s_time)
+    of_partner = head_rows(p_dout, batch, at, m_row, o_partner, m_partner, s_batch, s_time)
     return cos * dout - sin * of_partner
 
 
 @triton.jit
 def _norm_back(dx, h, p_norm, d, m_d, head_dim, eps):
     """The gradient before the norm, and the weight's in each row, from the one after it."""
-    root = _root(h, head_dim, eps)
+    root = root_of(h, head_dim, eps)
     n = root * h
     dn = dx * tl.load(p_norm + d, mask=m_d, other=0.0).to(tl.float32)[None, :]
     dh = root * (dn - n * (tl.sum(dn * n, axis=1) / head_dim)[:, None])
@@ -184,7 +194,7 @@ def _shifted_back(
     """
     d = tl.arange(0, D)
     m_d, m_partner = d < head_dim, d < ROTARY
-    partner, sign = _partner(d, ROTARY, INTERLEAVED)
+    partner, sign = partner_of(d, ROTARY, INTERLEAVED)
     o_in, o_dout = head_offsets(head, d, s_head), head_offsets(head, d, d_head)
     o_partner = head_offsets(head, partner, d_head)
     o_state = head * head_dim + d
@@ -195,14 +205,14 @@ def _shifted_back(
         row = (tl.program_id(0) * blocks + block) * ROWS + tl.arange(0, ROWS)
         m_row = row < rows
         batch, at = place_of(row, time)
-        x = _rows(p_in, batch, at, m_row, o_in, m_d, s_batch, s_time)
+        x = head_rows(p_in, batch, at, m_row, o_in, m_d, s_batch, s_time)
         total = tl.zeros((ROWS, D), dtype=tl.float32)
         dh_here = total
         for j in tl.static_range(WINDOW if SHIFT else 1):
             m_later = m_row & (at + j < time)
             m_later = m_later & unbroken(p_starts, row + j, at + j, j, m_later, STARTS)
             if TURN:
-                cos, sin = _angles(
+                cos, sin = angles(
                     p_cos, p_sin, batch, at + j, m_later, d, partner, sign, a_batch, a_time, ROTARY
                 )
                 dh = _turned_back(
@@ -210,9 +220,9 @@ def _shifted_back(
                     d_batch, d_time,
                 )  # fmt: skip
             else:
-                dh = _rows(p_dout, batch, at + j, m_later, o_dout, m_d, d_batch, d_time)
+                dh = head_rows(p_dout, batch, at + j, m_later, o_dout, m_d, d_batch, d_time)
             if NORM:
-                h = _maybe_shifted(
+                h = maybe_shifted(
                     p_in, p_taps, p_starts, p_state, row + j, batch, at + j, m_later, head, d, m_d, head_dim,
                     heads, s_batch, s_time, s_head, SHIFT, WINDOW, PER_CHANNEL, STARTS, STATE,
                 )  # fmt: skip
@@ -288,20 +298,20 @@ def backward_kernel(
     if tl.program_id(2) == 0:
         d = tl.arange(0, D)
         m_d, m_partner = d < head_dim, d < ROTARY
-        partner, sign = _partner(d, ROTARY, INTERLEAVED)
+        partner, sign = partner_of(d, ROTARY, INTERLEAVED)
         norm_sum = tl.zeros((ROWS, D), dtype=tl.float32)
         for block in range(blocks):
             row = (tl.program_id(0) * blocks + block) * ROWS + tl.arange(0, ROWS)
             m_row = row < rows
             batch, at = place_of(row, time)
-            cos, sin = _angles(p_cos, p_sin, batch, at, m_row, d, partner, sign, a_batch, a_time, ROTARY)
+            cos, sin = angles(p_cos, p_sin, batch, at, m_row, d, partner, sign, a_batch, a_time, ROTARY)
             for head in range(first, min(first + HEADS, q_heads)):
                 o_dout, o_partner = head_offsets(head, d, dq_head), head_offsets(head, partner, dq_head)
                 dq = _turned_back(
                     p_dq_out, cos, sin, batch, at, m_row, o_dout, m_d, o_partner, m_partner, dq_batch, dq_time
                 )  # fmt: skip
                 if NORM:
-                    q = _rows(p_q, batch, at, m_row, head_offsets(head, d, q_head), m_d, q_batch, q_time)
+                    q = head_rows(p_q, batch, at, m_row, head_offsets(head, d, q_head), m_d, q_batch, q_time)
                     dq, of_weight = _norm_back(dq, q, p_q_norm, d, m_d, head_dim, eps)
                     norm_sum += of_weight
                 o_dq = (row.to(tl.int64) * q_heads + head) * head_dim

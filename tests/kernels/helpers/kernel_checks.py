@@ -37,3 +37,18 @@ def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The same numbers and strides in another type, as a leaf."""
     typed = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
     return typed.copy_(x).requires_grad_()
+
+
+def rotated(
+    x: Tensor, norm: Tensor | None, cos: Tensor, sin: Tensor, *, eps: float, interleaved: bool
+) -> Tensor:
+    """RMS norm, if there is one, and rotary embedding of the first channels, as transformers' models do."""
+    if norm is not None:
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * norm.to(x.dtype)
+    size = cos.shape[-1]
+    first, rest = x[..., :size], x[..., size:]
+    if interleaved:
+        other = torch.stack((-first[..., 1::2], first[..., ::2]), dim=-1).flatten(-2)
+    else:
+        other = torch.cat((-first[..., size // 2 :], first[..., : size // 2]), dim=-1)
+    return torch.cat((first * cos[:, :, None] + other * sin[:, :, None], rest), dim=-1)

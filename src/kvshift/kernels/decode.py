@@ -1,0 +1,243 @@
+"""Decoding a few tokens: shift, norm, rotation, the caches and the state, in one launch.
+
+What `shift_rotary` does to the new tokens, and besides: the new keys and values are written to their places
+in preallocated caches, and the raw rows become the state. Nothing is allocated but the queries, every address
+stays what it was, and the place in the cache is read on the device: a CUDA graph can hold it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kvshift.errors import UsageError
+from kvshift.kernels.registry import operator
+from kvshift.kernels.rotary_kernels import angles, maybe_shifted, partner_of, turned
+from kvshift.kernels.rows import as_bytes, head_offsets, inner_contiguous, strides, unbroken
+
+MOST_TOKENS = 16
+"""New tokens of a sequence that one launch takes."""
+_WARPS = 4
+
+
+@triton.jit
+def _keep(
+    p_in, p_state, p_starts, b, head, d, m_d, time, heads, head_dim, s_batch, s_time, s_head,
+    WINDOW: tl.constexpr, STARTS: tl.constexpr,
+):  # fmt: skip
+    """The last WINDOW - 1 raw rows of one head become its state, those of an earlier sequence as zeros."""
+    o_in = b.to(tl.int64) * s_batch + head_offsets(head, d, s_head)
+    p_state += (b.to(tl.int64) * (WINDOW - 1) * heads + head) * head_dim + d
+    s_state = heads * head_dim
+    for i in tl.static_range(WINDOW - 1):
+        # Ascending: a place is read before it is written, since what it takes lies later.
+        at = tl.zeros_like(d) + time + i - (WINDOW - 1)
+        raw = tl.load(p_in + o_in + at.to(tl.int64) * s_time, mask=m_d & (at >= 0), other=0.0)
+        old = tl.load(p_state + (time + i) * s_state, mask=m_d & (at < 0), other=0.0)
+        kept = tl.where(at >= 0, raw, old)
+        if STARTS:
+            last = tl.zeros_like(d) + time - 1
+            steps: tl.constexpr = WINDOW - 2 - i
+            whole = unbroken(p_starts, b * time + last, last, steps, last >= 0, STARTS)
+            kept = tl.where(whole, kept, 0.0)
+        tl.store(p_state + i * s_state, kept.to(p_state.dtype.element_ty), mask=m_d)
+
+
+@triton.jit
+def _kernel(
+    p_q, p_k, p_v,  # (batch, time, heads, head_dim): the new tokens
+    p_k_taps, p_v_taps,  # (kv_heads, window) or (kv_heads, head_dim, window)
+    p_cos, p_sin,  # (batch, time, rotary_dim)
+    p_q_norm, p_k_norm,  # (head_dim,)
+    p_starts,  # (batch, time)
+    p_place,  # (1,) int64: where in the caches the first new token goes
+    p_k_state, p_v_state,  # (batch, window - 1, kv_heads, head_dim), contiguous
+    p_k_cache, p_v_cache,  # (batch, kv_heads, length, head_dim)
+    p_q_out,  # like q, contiguous
+    time, q_heads, kv_heads, head_dim, eps,
+    q_batch, q_time, q_head,  # strides
+    k_batch, k_time, k_head,
+    v_batch, v_time, v_head,
+    a_batch, a_time,
+    kc_batch, kc_head, kc_time,
+    vc_batch, vc_head, vc_time,
+    SHIFT_K: tl.constexpr, SHIFT_V: tl.constexpr, NORM: tl.constexpr, INTERLEAVED: tl.constexpr,
+    WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr, STARTS: tl.constexpr,
+    ROTARY: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    b, slot = tl.program_id(0), tl.program_id(1)
+    at = tl.arange(0, ROWS)
+    d = tl.arange(0, D)
+    m_row, m_d, m_partner = at < time, d < head_dim, d < ROTARY
+    batch = tl.zeros((ROWS,), dtype=tl.int32) + b
+    row = batch * time + at
+    partner, sign = partner_of(d, ROTARY, INTERLEAVED)
+    cos, sin = angles(p_cos, p_sin, batch, at, m_row, d, d, sign, a_batch, a_time, ROTARY)
+    m_out = m_row[:, None] & m_d[None, :]
+    if slot < q_heads:
+        q = turned(
+            p_q, p_q, p_starts, p_q, p_q_norm, row, batch, at, m_row, slot, d, m_d, partner, m_partner,
+            cos, sin, head_dim, q_heads, eps, q_batch, q_time, q_head,
+            False, NORM, WINDOW, PER_CHANNEL, STARTS, True,
+        )  # fmt: skip
+        o_out = (row.to(tl.int64) * q_heads + slot) * head_dim
+        tl.store(p_q_out + o_out[:, None] + d[None, :], q.to(p_q_out.dtype.element_ty), mask=m_out)
+    elif slot < q_heads + kv_heads:
+        head = slot - q_heads
+        k = turned(
+            p_k, p_k_taps, p_starts, p_k_state, p_k_norm, row, batch, at, m_row, head, d, m_d,
+            partner, m_partner, cos, sin, head_dim, kv_heads, eps, k_batch, k_time, k_head,
+            SHIFT_K, NORM, WINDOW, PER_CHANNEL, STARTS, True,
+        )  # fmt: skip
+        o_cache = b.to(tl.int64) * kc_batch + (tl.load(p_place) + at) * kc_time
+        o_cache = o_cache[:, None] + head_offsets(head, d, kc_head)[None, :]
+        tl.store(p_k_cache + o_cache, k.to(p_k_cache.dtype.element_ty), mask=m_out)
+        if SHIFT_K:
+            tl.debug_barrier()  # another thread may still read, as a partner, what is overwritten now
+            _keep(
+                p_k, p_k_state, p_starts, b, head, d, m_d, time, kv_heads, head_dim, k_batch, k_time, k_head,
+                WINDOW, STARTS,
+            )  # fmt: skip
+    else:
+        head = slot - q_heads - kv_heads
+        v = maybe_shifted(
+            p_v, p_v_taps, p_starts, p_v_state, row, batch, at, m_row, head, d, m_d, head_dim, kv_heads,
+            v_batch, v_time, v_head, SHIFT_V, WINDOW, PER_CHANNEL, STARTS, True,
+        )  # fmt: skip
+        o_cache = b.to(tl.int64) * vc_batch + (tl.load(p_place) + at) * vc_time
+        o_cache = o_cache[:, None] + head_offsets(head, d, vc_head)[None, :]
+        tl.store(p_v_cache + o_cache, v.to(p_v_cache.dtype.element_ty), mask=m_out)
+        if SHIFT_V:
+            tl.debug_barrier()
+            _keep(
+                p_v, p_v_state, p_starts, b, head, d, m_d, time, kv_heads, head_dim, v_batch, v_time, v_head,
+                WINDOW, STARTS,
+            )  # fmt: skip
+
+
+def _launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    place: Tensor,
+    k_state: Tensor | None,
+    v_state: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    starts: Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> Tensor:
+    q_out = _fake(q)
+    batch, time, kv_heads, head_dim = k.shape
+    q_heads = q.shape[2]
+    taps = v_taps if k_taps is None else k_taps
+    if batch * time:
+        _kernel[batch, q_heads + 2 * kv_heads](
+            q, k, v,
+            k if k_taps is None else k_taps, v if v_taps is None else v_taps,
+            cos, sin,
+            q if q_norm is None else q_norm, k if k_norm is None else k_norm,
+            as_bytes(starts, k),
+            place,
+            k if k_state is None else k_state, v if v_state is None else v_state,
+            k_cache, v_cache,
+            q_out,
+            time, q_heads, kv_heads, head_dim, eps,
+            *strides(q), *strides(k), *strides(v),
+            0 if cos.shape[0] == 1 else cos.stride(0), cos.stride(1),
+            *strides(k_cache), *strides(v_cache),
+            SHIFT_K=k_taps is not None, SHIFT_V=v_taps is not None, NORM=k_norm is not None,
+            INTERLEAVED=interleaved,
+            WINDOW=2 if taps is None else taps.shape[-1], PER_CHANNEL=taps is not None and taps.dim() == 3,
+            STARTS=starts is not None, ROTARY=cos.shape[-1],
+            ROWS=triton.next_power_of_2(time), D=triton.next_power_of_2(head_dim), num_warps=_WARPS,
+        )  # fmt: skip
+    return q_out
+
+
+def _fake(q: Tensor, *rest: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+operator(
+    "decode(Tensor q, Tensor k, Tensor v, Tensor? k_taps, Tensor? v_taps, Tensor cos, Tensor sin, "
+    "Tensor place, Tensor(a!)? k_state, Tensor(b!)? v_state, Tensor(c!) k_cache, Tensor(d!) v_cache, "
+    "Tensor? q_norm, Tensor? k_norm, Tensor? starts, float eps, bool interleaved) -> Tensor",
+    launch=_launch,
+    fake=_fake,
+)
+
+
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    place: Tensor,
+    k_state: Tensor | None,
+    v_state: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+    interleaved: bool = False,
+    starts: Tensor | None = None,
+) -> Tensor:
+    """The new tokens' queries; their keys, values and raw rows go where the next step looks for them.
+
+    Args:
+        q, k, v, k_taps, v_taps, cos, sin, q_norm, k_norm, eps, interleaved, starts: as for `shift_rotary`, of
+            at most `MOST_TOKENS` new tokens.
+        place: `(1,)` int64 on the device: the first new token's place in the caches.
+        k_state, v_state: the raw rows before, `(batch, window - 1, kv_heads, head_dim)`, contiguous, in the
+            rows' dtype, zeros at the beginning; overwritten. None where nothing is shifted.
+        k_cache, v_cache: `(batch, kv_heads, length, head_dim)`; only the new tokens' places are overwritten.
+
+    Returns:
+        Normed and rotated queries, contiguous.
+
+    Raises:
+        UsageError: a gradient is wanted, or there are too many new tokens.
+    """
+    if q.shape[1] > MOST_TOKENS:
+        raise UsageError(f"decode takes at most {MOST_TOKENS} new tokens at once; got {q.shape[1]}.")
+    if torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (q, k, v, k_taps, v_taps, q_norm, k_norm)
+    ):
+        raise UsageError("decode has no gradient. Call it under torch.no_grad().")
+    found: Tensor = torch.ops.kvshift.decode(
+        inner_contiguous(q),
+        inner_contiguous(k),
+        inner_contiguous(v),
+        k_taps,
+        v_taps,
+        inner_contiguous(cos),
+        inner_contiguous(sin),
+        place,
+        k_state,
+        v_state,
+        k_cache,
+        v_cache,
+        q_norm,
+        k_norm,
+        starts,
+        eps,
+        interleaved,
+    )
+    return found
