@@ -16,7 +16,7 @@ from kvshift.kernels.shift_rotary import shift_rotary as launch
 
 PARAMETERS = ("k_taps", "v_taps", "q_norm", "k_norm")
 random_shapes = settings(
-    max_examples=600 if ON_GPU else 30,
+    max_examples=600 if ON_GPU else 25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -40,7 +40,7 @@ def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved
 @given(
     batch=st.integers(1, 3),
     time=st.sampled_from(TIMES),
-    kv_heads=st.integers(1, 5),
+    kv_heads=st.integers(1, 5 if ON_GPU else 2),
     group=st.integers(1, 3),
     head_dim=st.sampled_from([32, 80, 96]),
     rotary=st.sampled_from([1.0, 0.5]),

@@ -41,8 +41,7 @@ def _keep(
         kept = tl.where(at >= 0, raw, old)
         if STARTS:
             last = tl.zeros_like(d) + time - 1
-            steps: tl.constexpr = WINDOW - 2 - i
-            whole = unbroken(p_starts, b * time + last, last, steps, last >= 0, STARTS)
+            whole = unbroken(p_starts, b * time + last, last, WINDOW - 2 - i, last >= 0, STARTS)
             kept = tl.where(whole, kept, 0.0)
         tl.store(p_state + i * s_state, kept.to(p_state.dtype.element_ty), mask=m_d)
 

@@ -1,0 +1,50 @@
+"""Compiles every kernel for GPUs that need not be here; prints a line for each. Run without the interpreter."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kvshift.kernels import decode, rotary_kernels, shift_alone
+
+POINTERS = {"taps": "*fp32", "sums": "*fp32", "starts": "*u8", "place": "*i64"}
+
+
+def compile_for(target: GPUTarget, kernel: Any, values: dict[str, Any]) -> None:
+    """`values` are compiled in: constants, and numbers that happen to be 1, which Triton treats as such."""
+    signature = {}
+    for name in kernel.arg_names:
+        if name in values:
+            signature[name] = "constexpr"
+        elif name.startswith("p_"):
+            signature[name] = next((kind for part, kind in POINTERS.items() if part in name), "*bf16")
+        else:
+            signature[name] = "fp32" if name == "eps" else "i32"
+    constants = {(kernel.arg_names.index(name),): value for name, value in values.items()}
+    triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=constants), target=target)
+    print(target.arch, kernel.fn.__module__, kernel.fn.__name__, values, flush=True)
+
+
+def main() -> None:
+    target = GPUTarget("cuda", 90, 32)
+    for window, full in itertools.product((2, 4), (False, True)):
+        shared = {"WINDOW": window, "PER_CHANNEL": full, "STARTS": full}
+        turn = {"SHIFT_K": True, "SHIFT_V": full, "NORM": full, "INTERLEAVED": full, "ROTARY": 64, "D": 64}
+        ones = {"time": 1} if full else {}
+        tile = {**shared, **ones, "STATE": full, "ROWS": 16}
+        alone = {**tile, "CHANNELS": 128}
+        rotary = {**tile, **turn, "HEADS": 4, **({"kv_heads": 1} if full else {})}
+        blocks = {"blocks": 1} if full else {}
+        compile_for(target, shift_alone._forward_kernel, alone)
+        compile_for(target, shift_alone._backward_kernel, {**alone, **blocks})
+        compile_for(target, rotary_kernels.forward_kernel, rotary)
+        compile_for(target, rotary_kernels.backward_kernel, {**rotary, **blocks})
+        compile_for(target, decode._kernel, {**shared, **turn, **ones, "ROWS": 1 if full else 2})
+
+
+if __name__ == "__main__":
+    main()
