@@ -1,8 +1,9 @@
-"""Compiles every kernel for GPUs that need not be here; prints a line for each. Run without the interpreter."""
+"""Compiles every kernel for a GPU that need not be here, and says so. Run without the interpreter."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import triton
@@ -26,7 +27,7 @@ def compile_for(target: GPUTarget, kernel: Any, values: dict[str, Any]) -> None:
             signature[name] = "fp32" if name == "eps" else "i32"
     constants = {(kernel.arg_names.index(name),): value for name, value in values.items()}
     triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=constants), target=target)
-    print(target.arch, kernel.fn.__module__, kernel.fn.__name__, values, flush=True)
+    sys.stdout.write(f"{target.arch} {kernel.fn.__module__} {kernel.fn.__name__} {values}\n")
 
 
 def main() -> None:
