@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -10,18 +10,14 @@ from kvshift.errors import UsageError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import ON_GPU, allowed, relative_error, rotated, rows
+from kernel_checks import ON_GPU, allowed, random_examples, relative_error, rotated, rows
 
 from kvshift.kernels.decode import MOST_TOKENS, decode
 
 LENGTH = 24
 
 
-@settings(
-    max_examples=400 if ON_GPU else 25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@random_examples(25, on_gpu=400)
 @given(
     batch=st.integers(1, 3),
     calls=st.lists(st.sampled_from([1, 1, 1, 2, 3, 5]), min_size=1, max_size=4),

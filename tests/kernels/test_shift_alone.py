@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -10,18 +10,12 @@ from kvshift.errors import UnsupportedModelError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import ON_GPU, TIMES, allowed, in_type, relative_error, rows
+from kernel_checks import ON_GPU, TIMES, allowed, in_type, random_examples, relative_error, rows
 
 from kvshift.kernels.shift_alone import shift as launch
 
-random_shapes = settings(
-    max_examples=600 if ON_GPU else 40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
-
-@random_shapes
+@random_examples(40, on_gpu=600)
 @given(
     batch=st.integers(1, 3),
     time=st.sampled_from(TIMES),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -10,16 +10,11 @@ from kvshift.errors import UnsupportedModelError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import ON_GPU, TIMES, allowed, in_type, relative_error, rotated, rows
+from kernel_checks import ON_GPU, TIMES, allowed, in_type, random_examples, relative_error, rotated, rows
 
 from kvshift.kernels.shift_rotary import shift_rotary as launch
 
 PARAMETERS = ("k_taps", "v_taps", "q_norm", "k_norm")
-random_shapes = settings(
-    max_examples=600 if ON_GPU else 25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
 
 def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved, starts, k_state, v_state):
@@ -36,7 +31,7 @@ def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved
     return q, k, v
 
 
-@random_shapes
+@random_examples(25, on_gpu=600)
 @given(
     batch=st.integers(1, 3),
     time=st.sampled_from(TIMES),

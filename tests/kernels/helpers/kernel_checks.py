@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
 TIMES = [1, 2, 3, 15, 16, 17, 33, 127, 129, 4097] if ON_GPU else [1, 2, 3, 16, 17, 33]
+
+
+def random_examples(interpreted: int, on_gpu: int) -> settings:
+    """So many; without shrinking, which takes the interpreter minutes."""
+    return settings(
+        max_examples=on_gpu if ON_GPU else interpreted,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    )
 
 
 def relative_error(found: Tensor, exact: Tensor, size: Tensor | None = None) -> float:
