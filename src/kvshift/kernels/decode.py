@@ -17,7 +17,15 @@ from torch import Tensor
 from kvshift.errors import UsageError
 from kvshift.kernels.registry import operator
 from kvshift.kernels.rotary_kernels import angles, maybe_shifted, partner_of, turned
-from kvshift.kernels.rows import as_bytes, head_offsets, inner_contiguous, strides, unbroken
+from kvshift.kernels.rows import (
+    angle_strides,
+    as_bytes,
+    head_offsets,
+    inner_contiguous,
+    or_any,
+    strides,
+    unbroken,
+)
 
 MOST_TOKENS = 16
 """New tokens of a sequence that one launch takes."""
@@ -144,18 +152,17 @@ def _launch(
     if batch * time:
         _kernel[batch, q_heads + 2 * kv_heads](
             q, k, v,
-            k if k_taps is None else k_taps, v if v_taps is None else v_taps,
+            or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
-            q if q_norm is None else q_norm, k if k_norm is None else k_norm,
+            or_any(q_norm, q), or_any(k_norm, k),
             as_bytes(starts, k),
             place,
-            k if k_state is None else k_state, v if v_state is None else v_state,
+            or_any(k_state, k), or_any(v_state, v),
             k_cache, v_cache,
             q_out,
             time, q_heads, kv_heads, head_dim, eps,
             *strides(q), *strides(k), *strides(v),
-            0 if cos.shape[0] == 1 else cos.stride(0), cos.stride(1),
-            *strides(k_cache), *strides(v_cache),
+            *angle_strides(cos), *strides(k_cache), *strides(v_cache),
             SHIFT_K=k_taps is not None, SHIFT_V=v_taps is not None, NORM=k_norm is not None,
             INTERLEAVED=interleaved,
             WINDOW=2 if taps is None else taps.shape[-1], PER_CHANNEL=taps is not None and taps.dim() == 3,

@@ -91,6 +91,16 @@ def strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2)
 
 
+def angle_strides(cos: Tensor) -> tuple[int, int]:
+    """Of batch, 0 if all sequences have the same angles, and time."""
+    return 0 if cos.shape[0] == 1 else cos.stride(0), cos.stride(1)
+
+
+def or_any(x: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Any pointer, for an argument that the kernel will not read."""
+    return otherwise if x is None else x
+
+
 def inner_contiguous(x: Tensor) -> Tensor:
     """The same rows with a head's numbers side by side; a copy only if they are not."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

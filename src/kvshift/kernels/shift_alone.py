@@ -23,6 +23,7 @@ from kvshift.kernels.rows import (
     blocks_a_program,
     channel_offsets,
     inner_contiguous,
+    or_any,
     place_of,
     row_offsets,
     shifted,
@@ -163,12 +164,12 @@ def _launch(
         batch, time, heads, head_dim = x.shape
         rows, channels = batch * time, heads * head_dim
         grid = (triton.cdiv(rows, _ROWS), triton.cdiv(channels, _CHANNELS), 1 if y is None else 2)
-        other = x if y is None else y
+        other = or_any(y, x)
         _forward_kernel[grid](
             x, other,
-            x_taps, x_taps if y_taps is None else y_taps,
+            x_taps, or_any(y_taps, x_taps),
             as_bytes(starts, x),
-            x if x_state is None else x_state, other if y_state is None else y_state,
+            or_any(x_state, x), or_any(y_state, other),
             x_out, y_out,
             rows, time, channels, head_dim,
             *strides(x), *strides(other),
@@ -203,13 +204,13 @@ def _launch_backward(
     blocks = blocks_a_program(triton.cdiv(rows, _ROWS), tensors * columns, _MOST_BLOCKS)
     programs = triton.cdiv(rows, _ROWS * blocks)
     sums = x_taps.new_empty(tensors, programs, window, heads, head_dim)
-    other, dother_out = x if y is None else y, dx_out if dy_out is None else dy_out
+    other, dother_out = or_any(y, x), or_any(dy_out, dx_out)
     _backward_kernel[programs, columns, tensors](
         dx_out, dother_out,
         x, other,
-        x_taps, x_taps if y_taps is None else y_taps,
+        x_taps, or_any(y_taps, x_taps),
         as_bytes(starts, x),
-        x if x_state is None else x_state, other if y_state is None else y_state,
+        or_any(x_state, x), or_any(y_state, other),
         dx, dy,
         sums,
         rows, time, channels, head_dim, blocks,

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from kvshift.kernels.registry import differentiable, operator
 from kvshift.kernels.rotary_kernels import backward_kernel, forward_kernel
-from kvshift.kernels.rows import as_bytes, blocks_a_program, inner_contiguous, strides
+from kvshift.kernels.rows import (
+    angle_strides,
+    as_bytes,
+    blocks_a_program,
+    inner_contiguous,
+    or_any,
+    strides,
+)
 
 _ROWS, _HEADS, _WARPS = 16, 4, 4  # rows of a tile; heads that one program turns with the same angles
 _MOST_BLOCKS = 16  # of rows that one program of the backward adds up
@@ -69,14 +76,14 @@ def _launch(
         groups = triton.cdiv(max(q_heads, kv_heads), _HEADS)
         forward_kernel[triton.cdiv(rows, _ROWS), groups, 3](
             q, k, v,
-            _or(k_taps, k), _or(v_taps, v),
+            or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
-            _or(q_norm, q), _or(k_norm, k),
+            or_any(q_norm, q), or_any(k_norm, k),
             as_bytes(starts, k),
-            _or(k_state, k), _or(v_state, v),
+            or_any(k_state, k), or_any(v_state, v),
             *out,
             rows, time, q_heads, kv_heads, head_dim, eps,
-            *strides(q), *strides(k), *strides(v), *_angle_strides(cos),
+            *strides(q), *strides(k), *strides(v), *angle_strides(cos),
             **_constants(k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved),
         )  # fmt: skip
     return out
@@ -123,17 +130,17 @@ def _launch_backward(
     if rows:
         backward_kernel[programs, groups, 3](
             dq_out, dk_out, dv_out,
-            _or(q, dq_out), k, v,
-            _or(k_taps, k), _or(v_taps, v),
+            or_any(q, dq_out), k, v,
+            or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
-            _or(q_norm, k), _or(k_norm, k),
+            or_any(q_norm, k), or_any(k_norm, k),
             as_bytes(starts, k),
-            _or(k_state, k), _or(v_state, v),
+            or_any(k_state, k), or_any(v_state, v),
             dq, dk, dv,
             k_sums, v_sums, q_norm_sums, k_norm_sums,
             rows, time, q_heads, kv_heads, head_dim, blocks, eps,
-            *strides(_or(q, dq_out)), *strides(k), *strides(v),
-            *strides(dq_out), *strides(dk_out), *strides(dv_out), *_angle_strides(cos),
+            *strides(or_any(q, dq_out)), *strides(k), *strides(v),
+            *strides(dq_out), *strides(dk_out), *strides(dv_out), *angle_strides(cos),
             **constants,
         )  # fmt: skip
     return (
@@ -166,16 +173,6 @@ def _taps_gradient(sums: Tensor, taps: Tensor | None) -> Tensor:
 
 def _norm_gradient(sums: Tensor, norm: Tensor | None) -> Tensor:
     return sums if norm is None else sums.sum((0, 1)).to(norm.dtype)
-
-
-def _or(x: Tensor | None, otherwise: Tensor) -> Tensor:
-    """Any pointer, for an argument that the kernel will not read."""
-    return otherwise if x is None else x
-
-
-def _angle_strides(cos: Tensor) -> tuple[int, int]:
-    """Of batch, 0 if all sequences have the same angles, and time."""
-    return 0 if cos.shape[0] == 1 else cos.stride(0), cos.stride(1)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
