@@ -208,8 +208,7 @@ def _ending_signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    previous = {name: signal.signal(name, interrupt) for name in names}
+    previous = {name: signal.signal(name, interrupt) for name in worker.REQUESTS_TO_END}
     try:
         yield
     finally:

@@ -17,15 +17,17 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import kvshift.errors as errors
 
 PRELOAD = ("kvshift.pilot.jobs",)
+REQUESTS_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _STOP_SECONDS = 5.0  # from the polite signal to the certain one
 _OUT_OF_MEMORY_SCORE = "800"  # of 1000: the kernel ends a run before it ends the pilot
 
@@ -86,7 +88,8 @@ class Job:
         )
         self._outcome: dict[str, Any] | None = None
         self.silent = False  # the pipe is at its end
-        self.process.start()
+        with _signals_wait():
+            self.process.start()
         child.close()
 
     def messages(self) -> list[dict[str, Any]]:
@@ -138,6 +141,27 @@ class Job:
             self.process.kill()
             self.process.join()
         self.pipe.close()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A request to end is acted on afterwards: a process that gets half of its start prints a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    previous = {name: signal.signal(name, note) for name in (signal.SIGINT, *REQUESTS_TO_END)}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
 
 
 def call(function: str, arguments: dict[str, Any]) -> Any:

@@ -89,11 +89,13 @@ def test_a_job_ends_soon_after_its_pilot_was_killed(tmp_path: Path) -> None:
     parent.stdout.close()
 
 
-def pilot_program(folder: Path, call: str) -> subprocess.CompletedProcess[str]:
+def pilot_program(folder: Path, call: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """A pilot of its own that makes one call, in `folder` but not from there."""
     script = folder / "elsewhere" / "script.py"
     script.parent.mkdir()
-    script.write_text(f"from kvshift.pilot.worker import call\nif __name__ == '__main__': print({call})\n")
+    script.write_text(
+        f"from kvshift.pilot.worker import call\n{before}\nif __name__ == '__main__': print({call})\n"
+    )
     helpers = Path(__file__).parent / "helpers"
     path = os.pathsep.join((str(Path(kvshift.__file__).parents[1]), str(helpers)))
     return subprocess.run(
@@ -123,3 +125,31 @@ def test_what_a_job_leaves_behind_is_cleaned_up_in_silence(tmp_path: Path) -> No
 def test_no_child_is_left_behind() -> None:
     call("fake_runs:pid", {})
     assert multiprocessing.active_children() == []
+
+
+INTERRUPTED_START = """
+import os, signal
+from multiprocessing import forkserver
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt
+
+def connect_and_interrupt(descriptors, connect=forkserver.connect_to_new_process):
+    connected = connect(descriptors)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return connected
+
+def interrupted(call):
+    signal.signal(signal.SIGTERM, interrupt)
+    forkserver.connect_to_new_process = connect_and_interrupt
+    try:
+        return call("fake_runs:pid", {})
+    except KeyboardInterrupt:
+        return "interrupted"
+"""
+
+
+def test_a_request_to_end_waits_until_a_job_has_started(tmp_path: Path) -> None:
+    done = pilot_program(tmp_path, "interrupted(call)", INTERRUPTED_START)
+    assert done.stdout.strip() == "interrupted"
+    assert done.stderr == ""
