@@ -113,7 +113,7 @@ def test_an_unknown_backend_is_named_with_the_known_ones(
 ) -> None:
     x, taps = torch.randn(1, 5, 2, 8), torch.randn(2, 2)
     if by_variable:
-        monkeypatch.setattr(dispatch, "_FROM_ENVIRONMENT", "cuda")
+        monkeypatch.setattr(dispatch, "_chosen", "cuda")
     name = "KVSHIFT_BACKEND" if by_variable else "backend"
     with pytest.raises(UsageError, match=f"{name} is 'cuda'; expected one of auto, triton, definition"):
         dispatch.shift(x, taps, backend=None if by_variable else "cuda")

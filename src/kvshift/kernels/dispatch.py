@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -16,11 +18,28 @@ from kvshift.shift.definition import ShiftState
 
 BACKENDS = ("auto", "triton", "definition")
 VARIABLE = "KVSHIFT_BACKEND"
-_FROM_ENVIRONMENT = os.environ.get(VARIABLE, "auto")
+_chosen = os.environ.get(VARIABLE, "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs kernels on the CPU, slowly: for tests."""
 _MOST_ROWS = 1024  # that a block reads past the end
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@contextmanager
+def forced(backend: str) -> Iterator[None]:
+    """Inside, `backend` takes the place of what the variable KVSHIFT_BACKEND says.
+
+    Raises:
+        UsageError: there is no such backend.
+    """
+    global _chosen
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
+    before, _chosen = _chosen, backend
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def shift(
@@ -112,7 +131,7 @@ def _next_state(
 
 def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) -> str:
     """`triton` or `definition`."""
-    asked = _FROM_ENVIRONMENT if backend is None else backend
+    asked = _chosen if backend is None else backend
     if asked not in BACKENDS:
         named = VARIABLE if backend is None else "backend"
         raise UsageError(f"{named} is {asked!r}; expected one of {', '.join(BACKENDS)}.")
