@@ -101,7 +101,7 @@ def test_on_the_cpu_kernels_are_refused_unless_interpreted(monkeypatch: pytest.M
 
 
 def test_without_triton_they_are_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", False)
     x, taps = torch.randn(1, 5, 2, 8, device=device), torch.randn(2, 2, device=device)
     with pytest.raises(UsageError, match="not installed"):
         dispatch.shift(x, taps, backend="triton")
