@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvshift.errors import UsageError
+from kvshift.models import fused
 from kvshift.models.cache import read_state, write_state
 from kvshift.models.families import Family
 from kvshift.models.layout import Projection
@@ -43,6 +44,8 @@ class ShiftedAttention:
         if boundaries is None:
             raise UsageError("A shifted attention layer needs its batch's boundaries; call the whole model.")
         cache = _cache_among((*args, *kwargs.values()))
+        if "hidden_states" in kwargs and not args and fused.can_fuse(self, kwargs["hidden_states"], cache):
+            return fused.forward(self, boundaries, **kwargs)
         before = read_state(cache, self.layer_idx) or ShiftState(None, None)
         raw: dict[str, Tensor | None] = {"k": None, "v": None}
         after: dict[str, Tensor | None] = {"k": None, "v": None}
