@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvshift.errors import UsageError
+from kvshift.kernels import dispatch
 from kvshift.models.cache import read_state, write_state
 from kvshift.models.families import Family
 from kvshift.models.layout import Projection
@@ -48,11 +49,16 @@ class ShiftedAttention:
         after: dict[str, Tensor | None] = {"k": None, "v": None}
 
         def shift(name: str, rows: Tensor) -> Tensor:
-            if getattr(self.kv_shift, f"{name}_weight") is None:
+            if (taps := self.kv_shift(f"{name}_weight")) is None:
                 return rows
             raw[name] = rows
-            shifted, after[name] = self.kv_shift(
-                name, rows, starts=boundaries.starts, state=getattr(before, name), last=boundaries.last
+            shifted, after[name] = dispatch.shift(
+                rows,
+                taps,
+                starts=boundaries.starts,
+                state=getattr(before, name),
+                last=boundaries.last,
+                keep_state=cache is not None,
             )
             return shifted
 
