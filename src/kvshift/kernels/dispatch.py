@@ -21,7 +21,7 @@ VARIABLE = "KVSHIFT_BACKEND"
 _chosen = os.environ.get(VARIABLE, "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs kernels on the CPU, slowly: for tests."""
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _MOST_ROWS = 1024  # that a block reads past the end
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -163,15 +163,17 @@ def _why_not(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
     """What Triton's kernels cannot do of this, as half a sentence."""
     if not (x.is_cuda or INTERPRETED):
         return f"they need a CUDA GPU, and the tensors are on {x.device}"
-    if not _HAS_TRITON:
+    if not HAS_TRITON:
         return "Triton is not installed here"
     if x.dtype not in _DTYPES or weight.dtype != torch.float32:
         return f"they know no rows of {x.dtype} with taps of {weight.dtype}"
+    if not 2 <= weight.shape[-1] <= 4:
+        return f"they know windows of 2 to 4, not {weight.shape[-1]}"
     if x.shape[0] * x.shape[1] >= 2**31 - _MOST_ROWS:
         return f"{x.shape[0] * x.shape[1]:,} rows are too many for them"
     if state is not None and state.requires_grad and torch.is_grad_enabled():
         return "no gradient would reach the state"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._are_functorch_transforms_active():  # which the compiler can answer, too
         return "transforms of torch.func do not know them"
     return None
 

@@ -23,26 +23,34 @@ from kvshift.shift import ShiftState
 Rows = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values."""
 
+Taps = dict[str, Tensor | None]
+"""Of "q", "k" and "v"; None: not shifted."""
 
-def can_fuse(attention: Any, hidden_states: Tensor, cache: Cache | None) -> bool:
+
+def can_fuse(attention: Any, taps: Taps, hidden_states: Tensor, cache: Cache | None) -> bool:
     """Whether `forward` does what the layer's own forward would do, and can."""
-    rotary, taps = attention.family.rotary, attention.kv_shift
-    if rotary is None or not rotary.applies(attention) or taps.q_weight is not None:
+    rotary = attention.family.rotary
+    if rotary is None or not rotary.applies(attention) or taps["q"] is not None:
         return False
     if rotary.norm is not None and not _has_own_norms(attention):
         return False
-    shifted = [weight for weight in (taps.k_weight, taps.v_weight) if weight is not None]
     state = read_state(cache, attention.layer_idx) or ()
-    return dispatch.fuses(hidden_states, shifted, [rows for rows in state if rows is not None])
+    return dispatch.fuses(
+        hidden_states,
+        [each for each in taps.values() if each is not None],
+        [rows for rows in state if rows is not None],
+    )
 
 
 def _has_own_norms(attention: Any) -> bool:
-    """False if an adapter, say, has taken their place."""
-    return all(type(norm) is attention.family.norm for norm in (attention.q_norm, attention.k_norm))
+    """False if an adapter, say, has taken their place, or offloading their forward's."""
+    norms = (attention.q_norm, attention.k_norm)
+    return all(type(norm) is attention.family.norm and "forward" not in vars(norm) for norm in norms)
 
 
 def forward(
     attention: Any,
+    taps: Taps,
     boundaries: Boundaries,
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
@@ -50,12 +58,17 @@ def forward(
     past_key_values: Cache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """As the family's attention layer; `boundaries` say where the batch's sequences begin and end."""
-    family, taps = attention.family, attention.kv_shift
-    raw = family.layout.raw(attention, taps.head_dim, hidden_states)
+    """As the family's attention layer.
+
+    Args:
+        taps: the layer's, under their constraint.
+        boundaries: where the batch's sequences begin and end.
+    """
+    family = attention.family
+    raw = family.layout.raw(attention, attention.kv_shift.head_dim, hidden_states)
     how = {
-        "k_taps": taps.taps("k_weight"),
-        "v_taps": taps.taps("v_weight"),
+        "k_taps": taps["k"],
+        "v_taps": taps["v"],
         "cos": position_embeddings[0],
         "sin": position_embeddings[1],
         "starts": boundaries.starts,
@@ -109,15 +122,17 @@ def _rotated(
         return q, k, v
     k, v = cache.update(k, v, index)
     back = attention.kv_shift.config.window - 1
-    kept: dict[str, Tensor | None] = {"k": None, "v": None}
-    after = dict(kept)
-    for name, rows in (("k", raw[1]), ("v", raw[2])):
-        if getattr(attention.kv_shift, f"{name}_weight") is not None:
-            kept[name] = rows
-            after[name] = dispatch.next_state(
-                rows, back, boundaries.starts, getattr(before, name), boundaries.last
-            )
-    write_state(cache, index, ShiftState(**after), ShiftState(**kept))
+
+    def last_rows(rows: Tensor | None, earlier: Tensor | None) -> Tensor | None:
+        if rows is None:
+            return None
+        return dispatch.next_state(rows, back, boundaries.starts, earlier, boundaries.last)
+
+    shifted = ShiftState(
+        k=None if how["k_taps"] is None else raw[1], v=None if how["v_taps"] is None else raw[2]
+    )
+    after = ShiftState(k=last_rows(shifted.k, before.k), v=last_rows(shifted.v, before.v))
+    write_state(cache, index, after, shifted)
     return q, k, v
 
 

@@ -219,9 +219,9 @@ class FixedRows(RawRows):
                 rows.copy_(how(rows))
 
 
-def is_preallocated(layer: Any) -> bool:
+def is_preallocated(layer: CacheLayerMixin) -> bool:
     """Whether a layer has a place for every token to come, in their order, and none is used twice."""
-    return type(layer) is _SHIFTED[StaticLayer] and bool(layer.is_initialized)
+    return layer.is_initialized and type(layer) is _SHIFTED[StaticLayer]
 
 
 def _copied(state: ShiftState) -> ShiftState:
