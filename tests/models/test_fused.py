@@ -21,6 +21,18 @@ FUSED = {family.model_type for family in FAMILIES if family.rotary is not None}
 MODELS = [name for name, (model_type, _) in TINY.items() if model_type in FUSED and name != "cohere-norm"]
 LAYERS = {"smollm3": 1}
 """Of two layers those with rotary embedding."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there through Triton's interpreter
+
+
+@pytest.fixture(autouse=True)
+def on_a_gpu_if_there_is_one() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
+
+
+def build(name: str, shift: kvshift.KVShiftConfig = SHIFT) -> PreTrainedModel:
+    with torch.device("cpu"):
+        return make_shifted(name, shift).to(DEVICE)
 
 
 @pytest.fixture
@@ -56,7 +68,7 @@ def training_step(model: PreTrainedModel, backend: str) -> tuple[torch.Tensor, d
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_is_the_family_s_own(name: str, ran: dict[str, int]) -> None:
-    model = make_shifted(name, SHIFT)
+    model = build(name)
     found, gradients = training_step(model, "triton")
     assert ran["_rotated"] == LAYERS.get(name, 2)
     expected, right = training_step(model, "definition")
@@ -76,7 +88,7 @@ def test_a_training_step_is_the_family_s_own(name: str, ran: dict[str, int]) -> 
     ids=["keys", "values-per-channel", "gate"],
 )
 def test_every_kind_of_shift(shift: kvshift.KVShiftConfig, ran: dict[str, int]) -> None:
-    model = make_shifted("llama", shift)
+    model = build("llama", shift)
     found, gradients = training_step(model, "triton")
     expected, right = training_step(model, "definition")
     assert ran["_rotated"] == 2
@@ -97,7 +109,7 @@ def test_every_kind_of_shift(shift: kvshift.KVShiftConfig, ran: dict[str, int]) 
     ],
 )
 def test_modes(name: str, mode: str, decoded: int, ran: dict[str, int]) -> None:
-    model = make_shifted(name, SHIFT)
+    model = build(name)
     with dispatch.forced("triton"):
         assert error(MODES[mode], model) < 1
     assert ran["_rotated"] > 0
@@ -106,20 +118,20 @@ def test_modes(name: str, mode: str, decoded: int, ran: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("mode", COMPILED)
 def test_compiled(mode: str) -> None:
-    model = make_shifted("llama", SHIFT)
+    model = build("llama")
     with dispatch.forced("triton"):
         assert error(COMPILED[mode], model) < 1
 
 
 def test_what_the_operators_do_not_do_goes_the_family_s_own_way(ran: dict[str, int]) -> None:
     tokens = draw(1, 5)
-    model = make_shifted("llama", SHIFT)
-    model(tokens)  # on a CPU
+    with dispatch.forced("definition"):
+        build("llama")(tokens)
     with dispatch.forced("triton"):
-        make_shifted("llama", kvshift.KVShiftConfig(init="paper", shift_queries=True))(tokens)
-        make_shifted("cohere-norm", SHIFT)(tokens)
-        make_shifted("opt", SHIFT)(tokens)
-        normed = make_shifted("qwen3", SHIFT)
+        build("llama", kvshift.KVShiftConfig(init="paper", shift_queries=True))(tokens)
+        build("cohere-norm")(tokens)
+        build("opt")(tokens)
+        normed = build("qwen3")
         for layer in normed.model.layers:
             layer.self_attn.k_norm = torch.nn.Identity()
         normed(tokens)

@@ -46,7 +46,7 @@ class ShiftedAttention:
             raise UsageError("A shifted attention layer needs its batch's boundaries; call the whole model.")
         cache = _cache_among((*args, *kwargs.values()))
         taps = {name: self.kv_shift(f"{name}_weight") for name in "qkv"}
-        if not args and fused.can_fuse(self, taps, kwargs.get("hidden_states"), cache):
+        if "hidden_states" in kwargs and fused.can_fuse(self, taps, kwargs["hidden_states"], cache):
             return fused.forward(self, taps, boundaries, **kwargs)
         before = read_state(cache, self.layer_idx) or ShiftState(None, None)
         raw: dict[str, Tensor | None] = {"k": None, "v": None}
