@@ -11,8 +11,9 @@ from kvshift.errors import UnsupportedModelError
 from kvshift.inspection import doctor
 from kvshift.inspection.doctor import Check, examine
 from kvshift.inspection.tiny import tiny_config, tiny_model
+from kvshift.kernels import dispatch
 from kvshift.models import families, is_shifted
-from kvshift.shift import KVShiftConfig, definition
+from kvshift.shift import KVShiftConfig
 
 NAMES = [family.name for family in families.FAMILIES]
 
@@ -76,9 +77,10 @@ def test_what_cannot_be_shifted_says_why() -> None:
 
 def test_a_leak_makes_it_sick(monkeypatch) -> None:
     """The checks can fail: here nothing stops a row from reading across the beginning of a sequence."""
-    original = definition.shift
+    original = dispatch.shift
     monkeypatch.setattr(
-        "kvshift.shift.parameters.shift",
+        dispatch,
+        "shift",
         lambda *args, **kwargs: original(*args, **{**kwargs, "starts": None}),
     )
     found = examine(LlamaConfig())
