@@ -53,9 +53,8 @@ def main() -> None:
     if chosen.show:
         (problem,) = GradeSchoolMaths().problems(0, 1)
         print(decode(prompt(problem)), decode(solution(problem)[0]), sep="\n", end="\n\n")
-    print(
-        "| task | rows × length | ms a batch | million tokens/s | problems/s |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| task | rows × length | ms a batch | million tokens/s | problems/s |")
+    print("| --- | --- | --- | --- | --- |")
     for task, size in ROWS:
         times = seconds_a_batch(task, size, chosen.repeats)
         middle = statistics.median(times)
