@@ -16,5 +16,7 @@
 | `gsm.GradeSchoolMaths` | the next token | results of steps; `grade` follows a whole derivation |
 
 A batch depends on the task's settings, its seed, the step and the size, and on nothing else: an interrupted
-run goes on with the data it would have seen, and two arms with one seed learn from the same.
+run goes on with the data it would have seen, and two arms with one seed learn from the same. One core makes
+2 to 13 million tokens a second (docs/results/tasks.md); where a small model on a GPU learns faster than that,
+several processes can make the batches of different steps.
 """

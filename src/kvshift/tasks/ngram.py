@@ -64,7 +64,7 @@ class NGram:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """The rules, int64 `(rules, 3)`: x1, x2, x3."""
+        """The rules, int64 `(rules, 3)`, read-only: x1, x2, x3."""
         rng = source(self.seed, "rules")
         pairs = rng.choice(self.vocab_size**2, self.rules, replace=False)
         firsts, seconds = np.divmod(pairs, self.vocab_size)
@@ -81,7 +81,9 @@ class NGram:
                     "more tokens."
                 )
             thirds[rule] = rng.choice(allowed)
-        return np.stack((firsts, seconds, thirds), axis=1)
+        table = np.stack((firsts, seconds, thirds), axis=1)
+        table.setflags(write=False)
+        return table
 
     @property
     def last_token_ceiling(self) -> float:

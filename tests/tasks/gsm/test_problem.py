@@ -161,6 +161,22 @@ def test_what_is_drawn_uniformly_is_uniform() -> None:
     assert stats.kstest(jitter, "uniform").pvalue > 1e-4
 
 
+def test_no_operand_is_preferred_as_the_first() -> None:
+    """What is subtracted from is as often needed elsewhere as what is taken away."""
+    random = Random(4)
+    first_more = second_more = 0
+    for _ in range(1500):
+        problem = draw_problem(random, 15, 0)
+        uses = Counter(operand for parameter in problem.parameters for operand in parameter.operands)
+        for parameter in problem.parameters:
+            if len(parameter.operands) == 2:
+                first, second = (uses[operand] for operand in parameter.operands)
+                first_more += first > second
+                second_more += first < second
+    assert first_more + second_more > 1000
+    assert stats.binomtest(first_more, first_more + second_more).pvalue > 1e-4
+
+
 def test_graphs_are_neither_chains_nor_flat() -> None:
     random = Random(2)
     depths, kinds, unneeded_on_asked = Counter(), Counter(), 0

@@ -7,7 +7,8 @@ A parameter "category.item" is computed, modulo 23, from the d parameters it dep
     d = 2, 3  their sum, the first minus the others, or their product        d - 1 operations
 
 A problem of n operations is one whose *solution* takes n: those of all parameters that the asked one depends
-on, directly or not, and its own. To write a constant down counts as one.
+on, directly or not, and its own. (That writing a constant down counts as one is decided here; the paper does
+not say.)
 
 **The graph** grows from the asked parameter towards the constants. A parameter is taken at random from
 those that wait to be decided; it gets 0 to 3 dependencies, some of which are others that wait and some new

@@ -1,7 +1,8 @@
 """Grade-school-maths graphs (paper, Table 7; after iGSM): train on short solutions, test on longer ones.
 
-Train with at most N operations, each number of them from 1 to N equally likely, and test with exactly M. What
-an operation is, and how a problem comes about, is said in `problem.py`; how it is worded, in `wording.py`.
+Train with at most N operations and test with exactly M. (Decided here: from 1 to N, all numbers of operations
+are equally likely.) What an operation is, and how a problem comes about, is said in `problem.py`; how it is
+worded, in `wording.py`.
 
 A row packs whole problems, each with its solution, one behind the other and then padding; each is a
 sequence of its own, marked in `starts`. Beside the parameters that the question needs, a problem has up to
