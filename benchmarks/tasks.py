@@ -1,4 +1,4 @@
-"""How fast the made-up tasks make their data: `python benchmarks/tasks.py` prints one row a task.
+"""How fast the synthetic tasks make their data: `python benchmarks/tasks.py` prints one row a task.
 
 One process with one thread. Time is the processor's, so that other work on the machine does not count; the
 median of the repeats is shown, with the fastest and the slowest. Tokens are positions of a batch, padding and

@@ -1,4 +1,4 @@
-"""What all made-up tasks have in common."""
+"""What all synthetic tasks have in common."""
 
 from __future__ import annotations
 

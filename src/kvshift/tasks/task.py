@@ -1,4 +1,4 @@
-"""The shape that all made-up tasks share: batches out of a seed and a step, and counts as scores."""
+"""The shape that all synthetic tasks share: batches out of a seed and a step, and counts as scores."""
 
 from __future__ import annotations
 
