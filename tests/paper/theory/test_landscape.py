@@ -46,13 +46,35 @@ def test_the_induction_head_is_lowest_and_every_descent_arrives_there(computed) 
         assert [(end.alpha1, end.beta1) for end in panel.ends] == [(0, 1)]
 
 
-def bowl(places, counts):
+def test_free_taps_would_go_on_past_the_corner(computed) -> None:
+    """The previous key and current value still grow at α = (0, 1), β = (1, 0), the others fall below 0."""
+    for panel in computed.panels:
+        step, corner = 1e-6, torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+        for tap, flow in enumerate(panel.free_flow):
+            move = torch.zeros(4, dtype=torch.float64)
+            move[tap] = step
+            rise = loss(corner + move, Counts.paper(panel.order)) - loss(
+                corner - move, Counts.paper(panel.order)
+            )
+            assert flow == pytest.approx(-float(rise) / (2 * step), abs=1e-8)
+        alpha1, alpha2, beta1, beta2 = panel.free_flow
+        assert max(alpha1, beta2) < 0 < min(alpha2, beta1)
+
+
+def test_a_slip_changes_where_descents_arrive() -> None:
+    slipped = compute([0.0], points=9, starts=5, slipped=["i-1", "T"])
+    assert slipped.slipped == ["i-1", "T"]
+    assert slipped.panels[0].share_to_corner < 1
+    assert (slipped.panels[0].ends[1].alpha1, slipped.panels[0].ends[1].beta1) == (1, 0)  # the mirror
+
+
+def bowl(places, counts, slipped):
     """Flows to (0.3, 0.6)."""
     away = places - torch.tensor([0.3, 0.6], dtype=torch.float64)
     return away.square().sum(-1), -2 * away
 
 
-def ridge(places, counts):
+def ridge(places, counts, slipped):
     """Flows from the line α1 = 0.4 to both sides, and to β1 = 0."""
     flow = torch.stack((places[:, 0] - 0.4, -torch.ones_like(places[:, 0])), dim=-1)
     return torch.zeros_like(places[:, 0]), flow
@@ -106,7 +128,9 @@ def test_records_that_cannot_be_read_are_refused(tmp_path, content, said) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"points": 1}, {"starts": 0}, {"orders": []}, {"orders": [-1.0]}], ids=str
+    "arguments",
+    [{"points": 1}, {"starts": 0}, {"orders": []}, {"orders": [-1.0]}, {"slipped": ["others"]}],
+    ids=str,
 )
 def test_impossible_requests_are_refused(arguments) -> None:
     with pytest.raises(UsageError, match=r"expected"):

@@ -75,6 +75,22 @@ def test_the_papers_form_is_one_number_for_both() -> None:
     assert relative[1] < relative[0] / 50
 
 
+def test_a_slip_writes_alpha2_for_alpha1_in_its_row_alone() -> None:
+    alpha1, alpha2, beta1, beta2 = TAPS[0]
+    e1, e2 = math.exp(alpha1), math.exp(alpha2)
+    total = 2 * e1 + e2 + 10
+    wanted = {"i-1": beta1 + beta2 * e2, "i": 2 * beta1 * e2 + beta2 * e2, "T": beta1 + beta2 * e2}
+    taps = torch.tensor(TAPS[0], dtype=torch.float64)
+    right = logits(taps, Counts.paper(10))
+    for row, value in wanted.items():
+        found = logits(taps, Counts.paper(10), slipped=[row])
+        place = CLASSES.index(row)
+        assert float(found[place]) == pytest.approx(value / total, abs=1e-15)
+        assert (found != right).nonzero().tolist() == [[place]]
+    with pytest.raises(UsageError, match="'others' is no row with e\\^α1: expected some of i-1, i, T"):
+        logits(taps, Counts.paper(10), slipped=["T", "others"])
+
+
 def test_taps_broadcast() -> None:
     taps = torch.rand(2, 3, 4, dtype=torch.float64)
     assert logits(taps, Counts.paper(5)).shape == (2, 3, 5)

@@ -33,9 +33,7 @@ def test_random_embeddings_come_near_like_one_over_the_root_of_the_dimension(emb
 def test_a_slip_stays_however_large_the_dimension() -> None:
     """The distance to a row with α2 for α1 does not shrink with the dimension; that to the derived does."""
     taps, counts = (0.2, 0.8, 0.7, 0.3), Counts.exact(12)
-    alpha1, alpha2, beta1, beta2 = torch.tensor(taps, dtype=torch.float64)
-    total = 2 * alpha1.exp() + alpha2.exp() + counts.places
-    slipped = float(beta1 / total + beta2 * alpha2.exp() / total)
+    slipped = float(logits(torch.tensor(taps, dtype=torch.float64), counts, slipped=["i-1"])[0])
     derived = float(logits(torch.tensor(taps, dtype=torch.float64), counts)[0])
     away = {}
     for dim in (64, 2048):

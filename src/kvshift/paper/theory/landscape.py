@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvshift.errors import OutputError, UsageError
 from kvshift.files import write_atomically
+from kvshift.paper.theory.attention import INDUCTION
 from kvshift.paper.theory.logits import Counts, loss
 
 LANDSCAPE_VERSION = 1
@@ -45,6 +46,9 @@ class Panel(Model):
     flow_alpha1: list[list[float]] = Field(description="−∂loss/∂α1, with α2 = 1 − α1")
     flow_beta1: list[list[float]] = Field(description="−∂loss/∂β1, with β2 = 1 − β1")
     ends: list[End] = Field(description="Of descents from a grid of starts, the most frequent first")
+    free_flow: list[float] = Field(
+        description="At the induction head, −∂loss/∂ of α1, α2, β1, β2, each free to leave [0, 1]"
+    )
 
     @property
     def corner_loss(self) -> float:
@@ -74,6 +78,7 @@ class Landscape(Model):
     version: int = LANDSCAPE_VERSION
     grid: list[float] = Field(description="α1 of the columns and β1 of the rows, from 0 to 1")
     starts: int = Field(description="Descents begin at the centres of starts × starts cells")
+    slipped: list[str] = Field([], description="Rows with e^α2 for e^α1, see logits.SLIPS; none as derived")
     panels: list[Panel]
 
     def draw(self, path: Path) -> None:
@@ -115,16 +120,19 @@ class Landscape(Model):
         return landscape
 
 
-def compute(orders: Sequence[float] = ORDERS, *, points: int = 33, starts: int = 15) -> Landscape:
+def compute(
+    orders: Sequence[float] = ORDERS, *, points: int = 33, starts: int = 15, slipped: Sequence[str] = ()
+) -> Landscape:
     """Computes the panels, in float64.
 
     Args:
         orders: O(T) of each panel.
         points: of the grid along each side.
         starts: descents begin at the centres of starts × starts cells.
+        slipped: rows with the slip of the paper's printed table, see `logits.logits`.
 
     Raises:
-        UsageError: a grid of fewer than two points, no starts, no panel, or an O(T) below 0.
+        UsageError: a grid of fewer than two points, no starts, no panel, an O(T) below 0, or no such row.
     """
     if points < 2 or starts < 1 or not orders:
         raise UsageError(
@@ -136,41 +144,48 @@ def compute(orders: Sequence[float] = ORDERS, *, points: int = 33, starts: int =
     panels = []
     for order in orders:
         counts = Counts.paper(order)
-        values, flow = downhill(_mesh(grid), counts)
+        values, flow = downhill(_mesh(grid), counts, slipped)
         panels.append(
             Panel(
                 order=order,
                 loss=values.tolist(),
                 flow_alpha1=flow[..., 0].tolist(),
                 flow_beta1=flow[..., 1].tolist(),
-                ends=_gather(descend(_mesh(centres).flatten(0, 1), counts)),
+                ends=_gather(descend(_mesh(centres).flatten(0, 1), counts, slipped)),
+                free_flow=_free_flow(counts, slipped),
             )
         )
-    return Landscape(grid=grid.tolist(), starts=starts, panels=panels)
+    return Landscape(grid=grid.tolist(), starts=starts, slipped=list(slipped), panels=panels)
 
 
-def downhill(places: Tensor, counts: Counts) -> tuple[Tensor, Tensor]:
+def downhill(places: Tensor, counts: Counts, slipped: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
     """The loss, `(...)`, and its negative gradient, `(..., 2)`, at places (α1, β1), `(..., 2)`."""
     places = places.detach().requires_grad_()
     alpha1, beta1 = places.unbind(-1)
-    values = loss(torch.stack((alpha1, 1 - alpha1, beta1, 1 - beta1), dim=-1), counts)
+    values = loss(torch.stack((alpha1, 1 - alpha1, beta1, 1 - beta1), dim=-1), counts, slipped)
     (slope,) = torch.autograd.grad(values.sum(), places)
     return values.detach(), -slope
 
 
-def descend(places: Tensor, counts: Counts) -> Tensor:
+def descend(places: Tensor, counts: Counts, slipped: Sequence[str] = ()) -> Tensor:
     """Where the gradient flow within [0, 1]² takes each start; `(starts, 2)` of (α1, β1), in and out.
 
     Follows the flow's path at constant speed, which changes when a point is reached but not which; at an edge
     the part that points outwards is left out. A point between the edges is found to within one step.
     """
     for _ in range(round(_LENGTH / _STEP)):
-        flow = downhill(places, counts)[1]
+        flow = downhill(places, counts, slipped)[1]
         outwards = ((places <= 0) & (flow < 0)) | ((places >= 1) & (flow > 0))
         flow = flow.masked_fill(outwards, 0)
         speed = flow.norm(dim=-1, keepdim=True).clamp_min(1e-300)  # 0 / 1e-300: where nothing flows, it stays
         places = (places + _STEP * flow / speed).clamp(0, 1)
     return places
+
+
+def _free_flow(counts: Counts, slipped: Sequence[str]) -> list[float]:
+    taps = torch.tensor(sum(INDUCTION, ()), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(taps, counts, slipped), taps)
+    return (-slope).tolist()
 
 
 def _mesh(side: Tensor) -> Tensor:

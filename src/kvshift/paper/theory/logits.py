@@ -29,6 +29,7 @@ S has 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ from kvshift.errors import UsageError
 
 CLASSES = ("i-1", "i", "i+1", "T", "others")
 ANSWER = CLASSES.index("i+1")
+SLIPS = ("i-1", "i", "T")  # the rows with e^α1 besides S
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,35 @@ class Counts:
         return Counts(order, order)
 
 
-def logits(taps: Tensor, counts: Counts) -> Tensor:
-    """The five logits of `CLASSES`, `(..., 5)`, of taps α1, α2, β1, β2 `(..., 4)`."""
+def logits(taps: Tensor, counts: Counts, slipped: Collection[str] = ()) -> Tensor:
+    """The five logits of `CLASSES`, `(..., 5)`, of taps α1, α2, β1, β2 `(..., 4)`.
+
+    Args:
+        taps: any leading shape.
+        counts: the sequence's, or the paper's O(T).
+        slipped: rows of `SLIPS` in which to write e^α2 for e^α1, as the paper's printed table does in two.
+
+    Raises:
+        UsageError: `slipped` names a row without e^α1.
+    """
+    if unknown := set(slipped) - set(SLIPS):
+        raise UsageError(f"{min(unknown)!r} is no row with e^α1: expected some of {', '.join(SLIPS)}.")
     alpha1, alpha2, beta1, beta2 = taps.unbind(-1)
     e1, e2 = alpha1.exp(), alpha2.exp()
     total = 2 * e1 + e2 + counts.places
     a1, a2, rest = e1 / total, e2 / total, 1 / total
-    before = beta1 * rest + beta2 * a1
-    repeated = 2 * beta1 * a1 + beta2 * a2
+    before_a1, repeated_a1, last_a1 = (a2 if row in slipped else a1 for row in SLIPS)
+    before = beta1 * rest + beta2 * before_a1
+    repeated = 2 * beta1 * repeated_a1 + beta2 * a2
     answer = beta1 * a2 + beta2 * rest
-    last = beta1 * rest + beta2 * a1
+    last = beta1 * rest + beta2 * last_a1
     others = (beta1 + beta2) * rest
     return torch.stack((before, repeated, answer, last, others), dim=-1)
 
 
-def loss(taps: Tensor, counts: Counts) -> Tensor:
-    """−log softmax at the answer in nats, `(...)`, of taps α1, α2, β1, β2 `(..., 4)`."""
-    five = logits(taps, counts)
+def loss(taps: Tensor, counts: Counts, slipped: Collection[str] = ()) -> Tensor:
+    """−log softmax at the answer in nats, `(...)`; arguments and errors as of `logits`."""
+    five = logits(taps, counts, slipped)
     absent = torch.zeros_like(five[..., :1])  # the logit of a token that is not there
     sizes = five.new_tensor([1, 1, 1, 1, counts.tokens, counts.absent])
     every = torch.cat((five, absent), dim=-1) + sizes.log()  # log 0 = −∞ leaves an empty class out

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvshift.errors import UsageError
 from kvshift.paper.theory.attention import Head
-from kvshift.paper.theory.logits import CLASSES, Counts, logits, loss
+from kvshift.paper.theory.logits import CLASSES, SLIPS, Counts, logits, loss
 
 Embeddings = Literal["orthonormal", "unit", "gaussian"]
 
@@ -177,32 +177,20 @@ def check_rows(
     The paper's printed table has α2 for α1 in two rows. Each row in which e^α1 stands besides S (i−1, i, T)
     is therefore also tried with e^α2 in its place.
     """
-    counts = Counts.exact(tokens)
+    numbers, counts = torch.tensor(taps, dtype=torch.float64), Counts.exact(tokens)
     found = simulate(
         taps, tokens=tokens, dim=dim, count=count, embeddings="orthonormal", seed=seed
     ).by_class()
-    values = logits(torch.tensor(taps, dtype=torch.float64), counts).tolist()
-    derived, slipped = dict(zip(CLASSES, values, strict=True)), _with_alpha2_for_alpha1(taps, counts)
+    derived = dict(zip(CLASSES, logits(numbers, counts).tolist(), strict=True))
+    slipped = dict(zip(CLASSES, logits(numbers, counts, slipped=SLIPS).tolist(), strict=True))
     return [
         Row(
             name=name,
             derived=float((found[name] - derived[name]).abs().max()),
-            slipped=float((found[name] - slipped[name]).abs().max()) if name in slipped else None,
+            slipped=float((found[name] - slipped[name]).abs().max()) if name in SLIPS else None,
         )
         for name in CLASSES
     ]
-
-
-def _with_alpha2_for_alpha1(taps: tuple[float, float, float, float], counts: Counts) -> dict[str, float]:
-    """The rows in which a1 stands, with a2 = e^α2/S in its place; S is right."""
-    alpha1, alpha2, beta1, beta2 = taps
-    total = 2 * math.exp(alpha1) + math.exp(alpha2) + counts.places
-    a2 = math.exp(alpha2) / total
-    return {
-        "i-1": beta1 / total + beta2 * a2,
-        "i": 2 * beta1 * a2 + beta2 * a2,
-        "T": beta1 / total + beta2 * a2,
-    }
 
 
 def _root_mean_square(values: Tensor) -> float:
