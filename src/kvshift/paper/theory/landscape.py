@@ -177,6 +177,8 @@ def descend(places: Tensor, counts: Counts, slipped: Sequence[str] = ()) -> Tens
         flow = downhill(places, counts, slipped)[1]
         outwards = ((places <= 0) & (flow < 0)) | ((places >= 1) & (flow > 0))
         flow = flow.masked_fill(outwards, 0)
+        if not flow.any():
+            break  # every one has arrived at a corner
         speed = flow.norm(dim=-1, keepdim=True).clamp_min(1e-300)  # 0 / 1e-300: where nothing flows, it stays
         places = (places + _STEP * flow / speed).clamp(0, 1)
     return places
