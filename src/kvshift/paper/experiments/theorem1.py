@@ -52,7 +52,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     floor = min(min(curve.mean) for curve in causal)
     return Judgement(
         verdict="reproduced" if rates and bounds else "partly" if rates else "not",
-        ours="e^(p·rate), rate " + ", ".join(f"{curve.rate:.4f}" for curve in plain),
+        ours="error ∝ e^(rate·p), rate " + ", ".join(f"{curve.rate:.4f}" for curve in plain),
         finding=f"The constant is {constants}. Where the first layer's mask is causal, so that a token reads "
         f"itself, the rate is {', '.join(f'{curve.rate:.4f}' for curve in causal)}, but with key weights of "
         f"size e^p, and float64 gets no nearer than {floor:.0e}.",
