@@ -20,8 +20,9 @@ ROOMS = {
     "tasks": {"errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},
     "inspection": {"models", "shift", "errors"},
-    "pilot": {"training", "inspection", "tasks", "models", "shift", "files", "errors"},
-    "cli": {"pilot", "training", "inspection", "tasks", "models", "shift", "files", "errors"},
+    "paper": {"training", "inspection", "tasks", "models", "shift", "files", "errors"},
+    "pilot": {"paper", "training", "inspection", "tasks", "models", "shift", "files", "errors"},
+    "cli": {"pilot", "paper", "training", "inspection", "tasks", "models", "shift", "files", "errors"},
 }
 LONGEST = 450
 

@@ -176,7 +176,7 @@ def pilot(
 
 def resume_line(arguments: list[str]) -> str | None:
     """What to tell a person who interrupted this command line; None if there is nothing to go on with."""
-    if "pilot" not in arguments[:1] or "--dry-run" in arguments:
+    if arguments[:1] not in (["pilot"], ["reproduce"]) or "--dry-run" in arguments:
         return None
     return f"Interrupted; nothing is lost. To go on:\n  {_program()} {shlex.join(arguments)}"
 

@@ -1,0 +1,193 @@
+"""A results folder: what belongs to it, and the records of runs, one JSON object a line.
+
+results.json            version and scale of everything in the folder
+NAME/records.jsonl      the finished runs of an experiment; a run that has a line is not done again
+NAME/verdict.json       the rule applied to them
+NAME/NAME.png           the figure
+NAME/runs/RUN/          what a run keeps while it goes on
+report.html             all verdicts, on request
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kvshift.errors import OutputError
+from kvshift.files import output_errors, write_atomically
+from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
+
+RECORDS_VERSION = 1
+FOLDER_FILE = "results.json"
+
+
+class FolderFile(BaseModel):
+    """`results.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    scale: Scale
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class RunRecord(BaseModel):
+    """One finished run: a line of `records.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experiment: str
+    version: int = Field(description="Of the experiment")
+    run: str
+    settings: dict[str, Any]
+    measured: dict[str, Any]
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    device: str = Field(description="For people")
+    versions: dict[str, str]
+
+    def measurement(self) -> Measurement:
+        """What judges and figures read."""
+        return Measurement(settings=self.settings, measured=self.measured)
+
+
+class ResultsFolder:
+    """The files of one results folder, all of one scale."""
+
+    def __init__(self, path: Path, scale: Scale) -> None:
+        self.path, self.scale = path, scale
+
+    def of(self, experiment: Experiment) -> Path:
+        """An experiment's own folder."""
+        return self.path / experiment.name
+
+    def open(self) -> None:
+        """Makes the folder, or goes on with it.
+
+        Raises:
+            OutputError: it holds other files, another scale or another version, or cannot be written.
+        """
+        with output_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            others = sorted(set(os.listdir(self.path)) - {".lock"})
+        file = self.path / FOLDER_FILE
+        if not others:
+            made = FolderFile(version=RECORDS_VERSION, scale=self.scale)
+            write_atomically(file, (made.model_dump_json(indent=1) + "\n").encode())
+            return
+        if FOLDER_FILE not in others:
+            raise OutputError(
+                f"--out {self.path} already holds other files ({others[0]}); give an empty or a new folder."
+            )
+        try:
+            found = json.loads(file.read_bytes())
+            version = found["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise OutputError(f"{file} cannot be read; give another --out.") from None
+        if version != RECORDS_VERSION:
+            raise OutputError(
+                f"{self.path} holds records of version {version}; this kvshift reads and writes version "
+                f"{RECORDS_VERSION}. Give another --out."
+            )
+        if found.get("scale") != self.scale:
+            raise OutputError(
+                f"{self.path} holds results at scale {found.get('scale')}, not {self.scale}; give another "
+                f"--out, or --scale {found.get('scale')}."
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder, which exists; the lock of a process that died is free.
+
+        Raises:
+            OutputError: another process holds it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            with output_errors(self.path):
+                lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"Another reproduction is running in {self.path}; wait for it, or give another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def read(self, experiment: Experiment) -> dict[str, RunRecord]:
+        """The finished runs of this scale, by name.
+
+        Raises:
+            OutputError: the records are damaged, or of other runs than this kvshift's.
+        """
+        file = self.of(experiment) / "records.jsonl"
+        begin_again = f"Delete {self.of(experiment)} to begin it again, or give another --out."
+        try:
+            lines = file.read_bytes().splitlines()
+        except FileNotFoundError:
+            return {}
+        wanted = {run.name: run.settings for run in experiment.runs[self.scale]}
+        found: dict[str, RunRecord] = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = RunRecord.model_validate_json(line)
+            except ValidationError as error:
+                reason = str(error).splitlines()[0]
+                raise OutputError(f"{file}, line {number}, is no record: {reason}. {begin_again}") from None
+            if record.version != experiment.version:
+                raise OutputError(
+                    f"{file} is of version {record.version} of {experiment.name}; this kvshift has version "
+                    f"{experiment.version}. {begin_again}"
+                )
+            if wanted.get(record.run) != record.settings:
+                raise OutputError(
+                    f"{file}, line {number}: run {record.run!r} with these settings is none of "
+                    f"{experiment.name} at scale {self.scale}. {begin_again}"
+                )
+            found[record.run] = record
+        return found
+
+    def append(self, experiment: Experiment, record: RunRecord) -> None:
+        """Adds a line; the file has it whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+            ValueError: a number in it is not finite.
+        """
+        file = self.of(experiment) / "records.jsonl"
+        with output_errors(file):
+            file.parent.mkdir(exist_ok=True)
+            before = file.read_bytes() if file.exists() else b""
+        write_atomically(file, before + json.dumps(record.model_dump(), allow_nan=False).encode() + b"\n")
+
+    def run_folder(self, experiment: Experiment, run: Run) -> Path:
+        """Where a run keeps what it needs to go on; not made."""
+        return self.of(experiment) / "runs" / run.name
+
+    def write_verdict(
+        self, experiment: Experiment, judgement: Judgement, records: Sequence[RunRecord]
+    ) -> None:
+        """Writes `verdict.json`."""
+        written = {
+            "experiment": experiment.name,
+            "version": experiment.version,
+            "scale": self.scale,
+            "claim": experiment.claim,
+            "paper": experiment.paper,
+            "rule": experiment.rule,
+            "verdict": judgement.verdict,
+            "ours": judgement.ours,
+            "finding": judgement.finding,
+            "runs": [record.run for record in records],
+        }
+        content = json.dumps(written, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.of(experiment) / "verdict.json", content.encode())

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvshift.paper import reproduce
+from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run
+
+
+class Counter:
+    """An experiment whose runs square a number; it counts them, and can be told to stop."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+        self.stop_at: int | None = None
+        self.broken: float | None = None
+
+    def measure(self, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        if settings["number"] == self.stop_at:
+            folder.mkdir(parents=True)
+            (folder / "checkpoint").write_text("half")
+            raise KeyboardInterrupt
+        self.done.append(settings["number"])
+        return {"square": self.broken if self.broken is not None else settings["number"] ** 2}
+
+
+def judge(measurements: Sequence[Measurement]) -> Judgement:
+    right = [each.measured["square"] == each.settings["number"] ** 2 for each in measurements]
+    verdict = "reproduced" if all(right) else "partly" if any(right) else "not"
+    return Judgement(verdict, f"{sum(right)} of {len(right)} squares", "Squares were <taken>.")
+
+
+def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
+    return json.dumps([kind, *[each.measured["square"] for each in measurements]]).encode()
+
+
+@pytest.fixture
+def counter() -> Counter:
+    return Counter()
+
+
+@pytest.fixture
+def make_experiment(counter) -> Callable[..., Experiment]:
+    def make(
+        name: str = "squares", version: int = 1, uses_gpu: bool = False, numbers=(2, 3, 4)
+    ) -> Experiment:
+        runs = tuple(Run(f"square-{number}", {"number": number}) for number in numbers)
+        return Experiment(
+            name=name,
+            version=version,
+            title="Squares",
+            claim="Squares are squares & more.",
+            paper="n²",
+            rule="Reproduced if all are.",
+            runs={"tiny": runs[:1], "small": runs, "gpu": runs},
+            uses_gpu=uses_gpu,
+            measure=counter.measure,
+            judge=judge,
+            draw=draw,
+        )
+
+    return make
+
+
+@pytest.fixture
+def only(monkeypatch) -> Callable[..., None]:
+    """Makes these the experiments that there are."""
+
+    def install(*experiments: Experiment) -> None:
+        for name in list(reproduce.EXPERIMENTS):
+            monkeypatch.delitem(reproduce.EXPERIMENTS, name)
+        for experiment in experiments:
+            monkeypatch.setitem(reproduce.EXPERIMENTS, experiment.name, experiment)
+
+    return install
