@@ -156,11 +156,10 @@ def _launch_backward(
 
 def _fake_backward(dq_out: Tensor, dk_out: Tensor, dv_out: Tensor, *saved: Any) -> tuple[Tensor, ...]:
     _, k, v, k_taps, v_taps, _, _, q_norm, k_norm, *_ = saved
-    nothing = k.new_empty(0)
     parameters = (k_taps, v_taps, q_norm, k_norm)
     return (
         *_fake(dq_out, k, v),
-        *(nothing if each is None else each.new_empty(each.shape) for each in parameters),
+        *(k.new_empty(0) if each is None else each.new_empty(each.shape) for each in parameters),
     )
 
 
