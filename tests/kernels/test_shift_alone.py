@@ -97,6 +97,18 @@ def test_the_operator_keeps_torchs_rules(device: str, both: bool, starts: bool) 
     torch.library.opcheck(torch.ops.kvshift.shift.default, tuple(inputs))
 
 
+@pytest.mark.parametrize(("both", "heads"), [(True, 3), (True, 1), (False, 3)])
+def test_the_operator_of_the_backward_keeps_torchs_rules(device: str, both: bool, heads: int) -> None:
+    x, x_taps, y, y_taps, *others = (
+        each.detach() if isinstance(each, Tensor) else each for each in example(device, time=5)
+    )
+    x, y, x_taps, y_taps = x[:, :, :heads], y[:, :, :heads], x_taps[:heads], y_taps[:heads]
+    of_y = (torch.ones_like(y), y, y_taps) if both else (None, None, None)
+    torch.library.opcheck(
+        torch.ops.kvshift.shift_backward.default, (torch.ones_like(x), x, x_taps, *of_y, *others)
+    )
+
+
 def test_a_second_derivative_is_refused(device: str) -> None:
     x, taps, *_ = example(device)
     (gradient,) = torch.autograd.grad(launch(x, taps)[0].square().sum(), x, create_graph=True)

@@ -12,6 +12,7 @@ from kvshift.shift import shift as definition
 pytest.importorskip("triton", reason="Triton is not installed")
 from kernel_checks import ON_GPU, TIMES, allowed, in_type, random_examples, relative_error, rotated, rows
 
+from kvshift.kernels.shift_rotary import rotary, shift_rotary_kv
 from kvshift.kernels.shift_rotary import shift_rotary as launch
 
 PARAMETERS = ("k_taps", "v_taps", "q_norm", "k_norm")
@@ -147,6 +148,32 @@ def test_two_runs_are_bitwise_equal(device: str) -> None:
 @pytest.mark.parametrize("norm", [True, False])
 def test_the_operator_keeps_torchs_rules(device: str, norm: bool) -> None:
     torch.library.opcheck(torch.ops.kvshift.shift_rotary.default, tuple(example(device, 5, norm)))
+
+
+def test_the_operators_of_the_backward_keep_torchs_rules(device: str) -> None:
+    for norm in (True, False):
+        q, *others = (x.detach() if isinstance(x, Tensor) else x for x in example(device, 5, norm))
+        gradients = [torch.ones_like(x) for x in (q, *others[:2])]
+        torch.library.opcheck(
+            torch.ops.kvshift.shift_rotary_backward.default,
+            (*gradients, q if norm else None, *others),
+        )
+
+
+def test_queries_apart_from_keys_and_values_are_the_same(device: str) -> None:
+    q, k, v, k_taps, v_taps, cos, sin, q_norm, k_norm, starts, *_ = example(device, 17)
+    learned = [q, k, v, k_taps, v_taps, q_norm, k_norm]
+    together = launch(
+        q, k, v, k_taps, v_taps, cos, sin, q_norm=q_norm, k_norm=k_norm, eps=1e-5, starts=starts
+    )
+    apart = (
+        rotary(q, cos, sin, norm=q_norm, eps=1e-5),
+        *shift_rotary_kv(k, v, k_taps, v_taps, cos, sin, norm=k_norm, eps=1e-5, starts=starts),
+    )
+    weights = [torch.randn_like(x) for x in together]
+    of_both = [torch.autograd.grad(out, learned, weights) for out in (apart, together)]
+    for mine, right in zip((*apart, *of_both[0]), (*together, *of_both[1]), strict=True):
+        assert torch.equal(mine, right)
 
 
 def test_a_rotation_alone_keeps_no_queries_for_its_gradient(device: str) -> None:

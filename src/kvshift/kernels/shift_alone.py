@@ -220,8 +220,10 @@ def _launch_backward(
         ROWS=_ROWS, CHANNELS=_CHANNELS, num_warps=_WARPS,
     )  # fmt: skip
     total = sums.sum(1) if x_taps.dim() == 3 else sums.sum((1, 4))  # (tensors, window, heads[, head_dim])
-    total = total.movedim(1, -1)
-    return dx, total[0].contiguous(), dy, dy_taps if y is None else total[1].contiguous()
+    dx_taps.copy_(total[0].movedim(0, -1))
+    if y is not None:
+        dy_taps.copy_(total[1].movedim(0, -1))
+    return dx, dx_taps, dy, dy_taps
 
 
 def _fake_backward(
@@ -233,12 +235,11 @@ def _fake_backward(
     y_taps: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    nothing = x_taps.new_empty(0)
     return (
         x.new_empty(x.shape),
         x_taps.new_empty(x_taps.shape),
-        nothing if y is None else y.new_empty(y.shape),
-        nothing if y_taps is None else y_taps.new_empty(y_taps.shape),
+        x_taps.new_empty(0) if y is None else y.new_empty(y.shape),
+        x_taps.new_empty(0) if y_taps is None else y_taps.new_empty(y_taps.shape),
     )
 
 

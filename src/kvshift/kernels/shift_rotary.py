@@ -156,11 +156,10 @@ def _launch_backward(
 
 def _fake_backward(dq_out: Tensor, dk_out: Tensor, dv_out: Tensor, *saved: Any) -> tuple[Tensor, ...]:
     _, k, v, k_taps, v_taps, _, _, q_norm, k_norm, *_ = saved
-    nothing = k.new_empty(0)
     parameters = (k_taps, v_taps, q_norm, k_norm)
     return (
         *_fake(dq_out, k, v),
-        *(nothing if each is None else each.new_empty(each.shape) for each in parameters),
+        *(k.new_empty(0) if each is None else each.new_empty(each.shape) for each in parameters),
     )
 
 
@@ -271,3 +270,45 @@ def shift_rotary(
         interleaved,
     )
     return found
+
+
+def _no_heads(x: Tensor) -> Tensor:
+    """Not a view: a kept view would keep all of `x`."""
+    return x.new_empty(*x.shape[:2], 0, x.shape[3])
+
+
+def rotary(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    interleaved: bool = False,
+) -> Tensor:
+    """What `shift_rotary` does to queries, in a launch of its own."""
+    none = _no_heads(x)
+    return shift_rotary(
+        x, none, none, None, None, cos, sin, q_norm=norm, k_norm=norm, eps=eps, interleaved=interleaved
+    )[0]
+
+
+def shift_rotary_kv(
+    k: Tensor,
+    v: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    interleaved: bool = False,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `shift_rotary` does to keys and values, in a launch of its own: `rebuilt` repeats only this."""
+    _, k_out, v_out = shift_rotary(
+        _no_heads(k), k, v, k_taps, v_taps, cos, sin,
+        q_norm=norm, k_norm=norm, eps=eps, interleaved=interleaved, starts=starts,
+    )  # fmt: skip
+    return k_out, v_out
