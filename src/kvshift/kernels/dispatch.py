@@ -1,4 +1,4 @@
-"""Which path a shift takes: Triton kernels on a GPU, the definition everywhere else."""
+"""Which path a shift takes: Triton kernels on a GPU, few operators on a CPU, the definition elsewhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kvshift.errors import UsageError
+from kvshift.kernels import cpu
 from kvshift.shift import definition
 from kvshift.shift.definition import ShiftState
 
-BACKENDS = ("auto", "triton", "definition")
+BACKENDS = ("auto", "triton", "cpu", "definition")
 VARIABLE = "KVSHIFT_BACKEND"
 _chosen = os.environ.get(VARIABLE, "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -57,18 +59,23 @@ def shift(
 
     Args:
         keep_state: whether the state for the next call is wanted; else None is returned for it.
-        backend: `triton` or `definition` forces one; `auto` takes Triton on a GPU and says once, as a
-            warning, if it cannot. None: what the variable KVSHIFT_BACKEND says, or `auto`.
+        backend: `triton`, `cpu` or `definition` forces one; `auto` takes Triton on a GPU, and says once, as
+            a warning, if it cannot, and `cpu` on a CPU. None: what the variable KVSHIFT_BACKEND says, or
+            `auto`.
 
     Raises:
         UsageError: there is no such backend, or the forced one cannot do this.
     """
-    if _path(backend, x, weight, state) == "definition":
+    path = _path(backend, x, weight, state)
+    if path == "definition":
         shifted, after = definition.shift(x, weight, starts=starts, state=state, last=last)
         return shifted, after if keep_state else None
-    from kvshift.kernels.shift_alone import shift as launch
+    if path == "cpu":
+        shifted = cpu.shift(x, weight, starts)
+    else:
+        from kvshift.kernels.shift_alone import shift as launch
 
-    shifted, _ = launch(x, weight, starts=starts, x_state=state)
+        shifted, _ = launch(x, weight, starts=starts, x_state=state)
     if not keep_state:
         return shifted, None
     return shifted, next_state(x, weight.shape[-1] - 1, starts, state, last)
@@ -89,16 +96,19 @@ def kv_shift(
     k_state, v_state = (None, None) if state is None else (state[0], state[1])
     definition.check("k", k, k_weight, starts, k_state)
     definition.check("v", v, v_weight, starts, v_state)
-    if k_weight is None or v_weight is None or not _alike(k, v, k_weight, v_weight, k_state, v_state):
+    if (
+        k_weight is None
+        or v_weight is None
+        or not _alike(k, v, k_weight, v_weight, k_state, v_state)
+        or _path(backend, k, k_weight, k_state) != "triton"
+        or _path(backend, v, v_weight, v_state) != "triton"
+    ):
         k_hat, v_hat = k, v
         if k_weight is not None:
             k_hat, k_state = shift(k, k_weight, starts=starts, state=k_state, last=last, backend=backend)
         if v_weight is not None:
             v_hat, v_state = shift(v, v_weight, starts=starts, state=v_state, last=last, backend=backend)
         return k_hat, v_hat, ShiftState(k_state, v_state)
-    paths = _path(backend, k, k_weight, k_state), _path(backend, v, v_weight, v_state)
-    if "definition" in paths:
-        return definition.kv_shift(k, v, k_weight, v_weight, starts=starts, state=state, last=last)
     from kvshift.kernels.shift_alone import shift as launch
 
     k_hat, v_hat = launch(k, k_weight, v, v_weight, starts=starts, x_state=k_state, y_state=v_state)
@@ -142,39 +152,59 @@ def fuses(x: Tensor, taps: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
 
 
 def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) -> str:
-    """`triton` or `definition`."""
+    """`triton`, `cpu` or `definition`."""
     asked = _chosen if backend is None else backend
     if asked not in BACKENDS:
         named = VARIABLE if backend is None else "backend"
         raise UsageError(f"{named} is {asked!r}; expected one of {', '.join(BACKENDS)}.")
-    if asked == "definition" or (asked == "auto" and not x.is_cuda):
-        return "definition"
-    why_not = _why_not(x, weight, state)
+    path = asked
+    if asked == "auto":
+        path = "triton" if x.is_cuda else "cpu" if x.is_cpu else "definition"
+    if path == "definition":
+        return path
+    why_not = _why_not_triton(x, weight, state) if path == "triton" else _why_not_cpu(x, weight, state)
     if why_not is None:
-        return "triton"
-    if asked == "triton":
-        raise UsageError(f"Triton's kernels were asked for, but {why_not}. Use backend 'auto'.")
-    if not torch.compiler.is_compiling():
+        return path
+    if asked == path:
+        raise UsageError(f"The backend {path!r} was asked for, but {why_not}. Use 'auto'.")
+    if path == "triton" and not torch.compiler.is_compiling():
         _warn(why_not)
     return "definition"
 
 
-def _why_not(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
+def _why_not_cpu(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
+    """What the few operators for a CPU cannot do of this, as half a sentence."""
+    if not x.is_cpu:
+        return f"the tensors are on {x.device}"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "a compiler makes more of the definition"
+    if state is not None:
+        return "it knows no state"
+    if x.dtype != weight.dtype:
+        return f"its rows of {x.dtype} would meet taps of {weight.dtype}"
+    if type(x) is not Tensor or x.numel() == 0:
+        return "it takes ordinary tensors that hold something"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows no derivatives but the usual ones"
+    return None
+
+
+def _why_not_triton(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
     """What Triton's kernels cannot do of this, as half a sentence."""
     if not (x.is_cuda or INTERPRETED):
-        return f"they need a CUDA GPU, and the tensors are on {x.device}"
+        return f"its kernels need a CUDA GPU, and the tensors are on {x.device}"
     if not HAS_TRITON:
         return "Triton is not installed here"
     if x.dtype not in _DTYPES or weight.dtype != torch.float32:
-        return f"they know no rows of {x.dtype} with taps of {weight.dtype}"
+        return f"its kernels know no rows of {x.dtype} with taps of {weight.dtype}"
     if not 2 <= weight.shape[-1] <= 4:
-        return f"they know windows of 2 to 4, not {weight.shape[-1]}"
+        return f"its kernels know windows of 2 to 4, not {weight.shape[-1]}"
     if x.shape[0] * x.shape[1] >= 2**31 - _MOST_ROWS:
-        return f"{x.shape[0] * x.shape[1]:,} rows are too many for them"
+        return f"{x.shape[0] * x.shape[1]:,} rows are too many for its kernels"
     if state is not None and state.requires_grad and torch.is_grad_enabled():
         return "no gradient would reach the state"
     if torch._C._are_functorch_transforms_active():  # which the compiler can answer, too
-        return "transforms of torch.func do not know them"
+        return "transforms of torch.func do not know its kernels"
     return None
 
 

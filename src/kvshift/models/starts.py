@@ -12,6 +12,7 @@ sequences, and zeros where one has not begun.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -73,7 +74,7 @@ def find_boundaries(
         offsets = torch.zeros(batch * time + 1, dtype=torch.bool, device=device)
         offsets = offsets.index_fill(0, cu_seq_lens.to(device=device, dtype=torch.long), True)
         found.append(offsets[:-1].view(batch, time))
-    starts = torch.stack(found).any(0) if found else None
+    starts = reduce(torch.logical_or, found) if found else None
 
     if attention_mask is None:
         return Boundaries(starts, None)
