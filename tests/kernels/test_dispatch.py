@@ -13,7 +13,6 @@ from kvshift.kernels import dispatch
 from kvshift.shift import definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-ON_GPU = torch.cuda.is_available()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,19 +73,21 @@ CANNOT = {
 
 
 @pytest.mark.parametrize("case", CANNOT)
-def test_what_the_kernels_cannot_do_is_refused_if_they_were_asked_for(device: str, case: str) -> None:
+def test_what_the_kernels_cannot_do_is_refused_if_they_were_asked_for_and_said_once_if_not(
+    device: str, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dtype, of_taps, window, state, why = CANNOT[case]
     x, taps = torch.randn(1, 5, 2, 8, dtype=dtype, device=device), torch.randn(2, window, dtype=of_taps)
     before = None if state is None else state().to(device)
     with pytest.raises(UsageError, match=why):
         dispatch.shift(x, taps.to(device), state=before, backend="triton")
-    if ON_GPU:
-        dispatch._warn.cache_clear()
-        with pytest.warns(UserWarning, match=why):
-            dispatch.shift(x, taps.to(device), state=before)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # said once
-            dispatch.shift(x, taps.to(device), state=before)
+    monkeypatch.setitem(dispatch.FASTEST, device, "triton")
+    dispatch._warn.cache_clear()
+    with pytest.warns(UserWarning, match=why):
+        dispatch.shift(x, taps.to(device), state=before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        dispatch.shift(x, taps.to(device), state=before)
 
 
 def test_inside_a_transform_of_torch_func_the_kernels_are_refused(device: str) -> None:

@@ -1,4 +1,4 @@
-"""Which path a shift takes: Triton kernels on a GPU, few operators on a CPU, the definition elsewhere."""
+"""Which path a shift takes: Triton's kernels, few operators on a CPU, or the definition."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _chosen = os.environ.get(VARIABLE, "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs kernels on the CPU, slowly: for tests."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+FASTEST = {"cpu": "cpu", "cuda": "definition"}
+"""What `auto` takes, by device, and the definition elsewhere. On GPUs that will be `triton`, as soon as the
+kernels have been run on one; so far they were only interpreted and compiled."""
 _MOST_ROWS = 1024  # that a block reads past the end
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -59,9 +62,9 @@ def shift(
 
     Args:
         keep_state: whether the state for the next call is wanted; else None is returned for it.
-        backend: `triton`, `cpu` or `definition` forces one; `auto` takes Triton on a GPU, and says once, as
-            a warning, if it cannot, and `cpu` on a CPU. None: what the variable KVSHIFT_BACKEND says, or
-            `auto`.
+        backend: `triton`, `cpu` or `definition` forces one; `auto` takes the fastest for the device
+            (`FASTEST`), and says once, as a warning, if that should be Triton and cannot be. None: what the
+            variable KVSHIFT_BACKEND says, or `auto`.
 
     Raises:
         UsageError: there is no such backend, or the forced one cannot do this.
@@ -145,10 +148,11 @@ def fuses(x: Tensor, taps: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
 
     Says nothing where they cannot: the shift alone, which runs then, does.
     """
-    if _chosen == "definition" or (_chosen == "auto" and not x.is_cuda):
-        return False
+    path = FASTEST.get(x.device.type) if _chosen == "auto" else _chosen
     before = [*state, None]
-    return all(_why_not(x, weight, rows) is None for weight in taps for rows in before)
+    return path == "triton" and all(
+        _why_not_triton(x, weight, rows) is None for weight in taps for rows in before
+    )
 
 
 def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) -> str:
@@ -159,7 +163,7 @@ def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) 
         raise UsageError(f"{named} is {asked!r}; expected one of {', '.join(BACKENDS)}.")
     path = asked
     if asked == "auto":
-        path = "triton" if x.is_cuda else "cpu" if x.is_cpu else "definition"
+        path = FASTEST.get(x.device.type, "definition")
     if path == "definition":
         return path
     why_not = _why_not_triton(x, weight, state) if path == "triton" else _why_not_cpu(x, weight, state)
