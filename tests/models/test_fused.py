@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from modes import COMPILED, MODES, draw, error
-from tiny_models import TINY, make_shifted
+from tiny_models import TINY, make_shifted, make_vanilla
 from transformers import PreTrainedModel
 
 import kvshift
+from kvshift.errors import UsageError
 from kvshift.kernels import dispatch
-from kvshift.models import fused
+from kvshift.models import fused, recompute_shift
 from kvshift.models.families import FAMILIES
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -95,6 +96,40 @@ def test_every_kind_of_shift(shift: kvshift.KVShiftConfig, ran: dict[str, int]) 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.std()))
     for parameter, gradient in gradients.items():
         assert (gradient - right[parameter]).norm() <= 1e-5 * right[parameter].norm() + 1e-8, parameter
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+def test_recomputing_the_shift_gives_the_same_gradients_and_keeps_two_tensors_less(name: str) -> None:
+    model = build(name)
+    found, gradients = training_step(model, "triton")
+    without = kept_bytes(model)
+    recompute_shift(model)
+    again, recomputed = training_step(model, "triton")
+    assert torch.equal(found, again)
+    assert all(torch.equal(recomputed[parameter], gradient) for parameter, gradient in gradients.items())
+    layers, row = 2, 2 * 8 * 4  # two KV heads of eight float32
+    assert without - kept_bytes(model) == layers * 2 * 7 * row
+    recompute_shift(model, False)
+    assert kept_bytes(model) == without
+
+
+def kept_bytes(model: PreTrainedModel) -> int:
+    """What a forward keeps for its backward, each piece of memory counted once."""
+    found = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes(), x
+        return x
+
+    with dispatch.forced("triton"), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        logits = model(draw(1, 7), use_cache=False).logits
+    del logits
+    return sum(size for size, _ in found.values())
+
+
+def test_recomputing_needs_a_model_with_kv_shift() -> None:
+    with pytest.raises(UsageError, match="convert it first"):
+        recompute_shift(make_vanilla("llama"))
 
 
 @pytest.mark.parametrize(

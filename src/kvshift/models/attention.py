@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from kvshift.errors import UsageError
@@ -31,6 +31,9 @@ class ShiftedAttention:
     family: ClassVar[Family]
     unshifted: ClassVar[Any]
     """The family's attention class."""
+
+    recomputes = False
+    """See `recompute_shift`."""
 
     boundaries: Boundaries | None = None
     """Where the batch's sequences begin and end, if not given as a keyword; see `carrier.py`."""
@@ -71,6 +74,31 @@ class ShiftedAttention:
         if cache is not None:
             write_state(cache, self.layer_idx, ShiftState(**after), ShiftState(**raw))
         return output
+
+
+def recompute_shift(model: nn.Module, enabled: bool = True) -> None:
+    """Trades a little time for memory in training: what is shifted is not kept for the backward.
+
+    The backward reads raw keys and values for the taps' gradient and shifted, rotated ones for attention's.
+    Keeping both costs two tensors a layer more than a model without KV shift keeps. Switched on, only the raw
+    ones are kept, and the others made again (docs/guides/kernels.md). The gradients are the same.
+
+    It acts where attention runs as one piece (`fused.py`): with the kernels, without a cache, with any
+    attention function but the library's eager one. Elsewhere it changes nothing. What attention itself copies
+    (repeated heads, where there is a mask) is kept as ever. It is not saved with a model.
+
+    Args:
+        model: with KV shift.
+        enabled: False switches it off again.
+
+    Raises:
+        UsageError: the model has no KV shift.
+    """
+    layers = [module for module in model.modules() if isinstance(module, ShiftedAttention)]
+    if not layers:
+        raise UsageError("recompute_shift was given a model without KV shift; convert it first.")
+    for layer in layers:
+        layer.recomputes = enabled
 
 
 class _Layer:

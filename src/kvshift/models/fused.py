@@ -7,6 +7,7 @@ this one is tested against it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,24 +76,21 @@ def forward(
         "interleaved": family.rotary.interleaved,
         **_norms(attention),
     }
-    if past_key_values is not None and _can_decode(past_key_values, attention, boundaries, raw[1].shape[1]):
-        q, k, v = _decoded(past_key_values.layers[attention.layer_idx], raw, how)
-    else:
-        q, k, v = _rotated(past_key_values, attention, boundaries, raw, how)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(
         attention.config._attn_implementation, family.eager_attention
     )
-    output, weights = attend(
-        attention,
-        q,
-        k,
-        v,
-        attention_mask,
-        dropout=attention.attention_dropout if attention.training else 0.0,
-        scaling=attention.scaling,
-        **family.rotary.keywords(attention),
-        **kwargs,
-    )
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        dropout = attention.attention_dropout if attention.training else 0.0
+        keywords = {"dropout": dropout, "scaling": attention.scaling, **family.rotary.keywords(attention)}
+        return function(attention, q, k, v, attention_mask, **keywords, **kwargs)
+
+    if past_key_values is None and attention.recomputes and function is not family.eager_attention:
+        output, weights = _rebuilding(attend, raw, **how), None
+    elif past_key_values is not None and _can_decode(past_key_values, attention, boundaries, raw):
+        output, weights = attend(*_decoded(past_key_values.layers[attention.layer_idx], raw, how))
+    else:
+        output, weights = attend(*_rotated(past_key_values, attention, boundaries, raw, how))
     return attention.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
@@ -136,12 +134,38 @@ def _rotated(
     return q, k, v
 
 
-def _can_decode(cache: Any, attention: Any, boundaries: Boundaries, time: int) -> bool:
+def _rebuilding(
+    attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]],
+    raw: Rows,
+    *,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    starts: Tensor | None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    **how: Any,
+) -> Tensor:
+    """Attention's output; keys and values are kept raw for the backward and rebuilt there."""
+    from kvshift.kernels.rebuild import rebuilt
+    from kvshift.kernels.shift_rotary import rotary, shift_rotary_kv
+
+    q = rotary(raw[0], cos, sin, norm=q_norm, **how).transpose(1, 2)
+
+    def build(norm: Tensor | None, starts: Tensor | None, *rows: Any) -> tuple[Tensor, ...]:
+        return tuple(x.transpose(1, 2) for x in shift_rotary_kv(*rows, norm=norm, starts=starts, **how))
+
+    kept = (k_norm, starts, raw[1], raw[2], k_taps, v_taps, cos, sin)
+    return rebuilt(build, lambda k, v: attend(q, k, v)[0], *kept)
+
+
+def _can_decode(cache: Any, attention: Any, boundaries: Boundaries, raw: Rows) -> bool:
     """Whether the new rows can be written straight into a static cache."""
     from kvshift.kernels.decode import MOST_TOKENS
 
     return (
-        time <= MOST_TOKENS
+        raw[1].shape[1] <= MOST_TOKENS
         and boundaries.last is None  # padding on the right must not become state
         and is_preallocated(cache.layers[attention.layer_idx])
         and not cache.offloading
