@@ -17,7 +17,7 @@ ROOMS = {
     "shift": {"errors"},
     "kernels": {"shift", "errors"},
     "models": {"shift", "files", "errors"},
-    "tasks": {"errors"},
+    "tasks": {"files", "errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},
     "inspection": {"models", "shift", "errors"},
     "pilot": {"training", "inspection", "tasks", "models", "shift", "files", "errors"},

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvshift.errors import DataError
+from kvshift.files import OUTPUT_MARK
 from kvshift.tasks.text import files, sources
 from kvshift.tasks.text.request import TextRequest
 from kvshift.tasks.text.sources import Skipped, find_sources
@@ -51,6 +52,30 @@ def test_a_table_that_was_asked_for_must_have_its_column(tree: Path) -> None:
         read(tree, column="story")
     found, _ = read(tree, column="y")
     assert found["deep/table.csv, record 1"] == "2"
+
+
+def test_what_kvshift_wrote_is_no_text(tree: Path) -> None:
+    before = read(tree)
+    (tree / "pilot" / "runs").mkdir(parents=True)
+    (tree / "pilot" / OUTPUT_MARK).touch()
+    (tree / "pilot" / "runs" / "log.txt").write_text("what a run printed")
+    assert read(tree) == before
+    found, _ = read(f"{tree}/**/*.txt")
+    assert list(found.values()) == ["A"]
+
+
+def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/caf\xe9.txt", "w") as file:
+        file.write("C")
+    (folder / "empty.txt").touch()
+    found, _ = read(folder)
+    assert found["caf\ufffd.txt"] == "C"
+    skipped = Skipped()
+    skipped.add("empty", os.fsdecode(b"caf\xe9.txt"))
+    assert skipped.examples == {"empty": ["caf\ufffd.txt"]}
+    assert find_sources(TextRequest((f"{folder}/*",)))[0].title == "caf\ufffd.txt"
 
 
 def test_links_are_followed_but_never_in_a_circle(tree: Path) -> None:
