@@ -14,8 +14,9 @@ from pilot_fakes import CPU, GPU, FakeText, machine
 
 from kvshift.errors import BudgetError, DataError, RunsFailedError, UsageError
 from kvshift.pilot import fit
+from kvshift.pilot.arms import AGAIN_SEED_OFFSET, ARMS
 from kvshift.pilot.durations import parse_duration
-from kvshift.pilot.plan import AGAIN_SEED_OFFSET, ARMS, BATCHES, SEQUENCE_LENGTH, learning_rate, make_plan
+from kvshift.pilot.plan import BATCHES, SEQUENCE_LENGTH, learning_rate, make_plan
 from kvshift.pilot.settings import PilotSettings, Plan
 from kvshift.training.recipe import Recipe
 
@@ -207,9 +208,15 @@ def test_an_aa_pilot_trains_the_same_model_on_other_seeds(plan_for: PlanFor) -> 
         ({"arms": ("vanilla", "vanilla")}, "vanilla-again"),
         ({"arms": ("vanilla", "nonsense")}, "known are"),
         ({"sizes": ("d64-L2", "d64-L2")}, "twice"),
+        ({"sizes": ("d64-L2", "d064-L2")}, "twice"),
         ({"sizes": ("huge",)}, "not a size"),
         ({"sizes": ("d64-L2",), "model": Path("config.json")}, "contradict"),
-        ({"arms": ("vanilla", "gate"), "start": "structured"}, "gate"),
+        (
+            {"arms": ("vanilla", "gate"), "start": "structured"},
+            "--start structured does not suit",
+        ),
+        ({"arms": ("vanilla", "paper"), "multiplier": 30}, "--multiplier 30"),
+        ({"arms": ("vanilla", "vanilla-again"), "start": "paper"}, "--start paper would change neither"),
     ],
 )
 def test_contradictions_are_refused(plan_for: PlanFor, wrong: dict[str, Any], said: str) -> None:
