@@ -37,6 +37,7 @@ _CHECKPOINT_SECONDS = {
     "cpu": 2.0,
     "cuda": 30.0,
 }  # between two, at least: a GPU's models take a second to write
+_BYTES_A_PARAMETER = 16  # float32: the weight, its gradient and AdamW's two averages
 _MICRO_BATCH_BYTES = 16e9  # logits, their gradient and the activations together
 _MICRO_BATCH_SHARE = 0.35  # of the GPU's memory, if that is less
 
@@ -48,7 +49,7 @@ class DeviceInfo:
     kind: Literal["cpu", "cuda"]
     name: str  # for people
     count: int = 1
-    memory_bytes: int | None = None  # of one GPU
+    memory_bytes: int | None = None  # of one GPU, or what is free of the machine's; None: not known
 
 
 Measure = Callable[[Recipe, float], fit.MeasuredSpeed]
@@ -197,6 +198,19 @@ class _Shape:
             compile=self.compile,
         )
 
+    def check_memory(self, size: Size) -> None:
+        """Refuses what needs no trial: a machine that runs out of memory is of no use for minutes.
+
+        Raises:
+            MemoryError: the model is larger than the memory; activations are not even counted.
+        """
+        needed, there = _BYTES_A_PARAMETER * size.parameters, self.device.memory_bytes
+        if there is not None and needed > there:
+            raise MemoryError(
+                f"weights, gradients and the optimizer's state take {needed / 1e9:,.1f} GB of memory, and "
+                f"{there / 1e9:,.1f} GB are there"
+            )
+
     def _micro_batch(self, size: Size) -> int | None:
         """Windows on the GPU at once: a divisor of the batch that keeps memory bounded."""
         logits = 2 * 4 * int(size.model["vocab_size"])  # float32, and their gradient
@@ -253,6 +267,7 @@ def _machine(shape: _Shape, measure: Measure, budget: float) -> fit.Machine:
     evaluated = min(len(shape.data.validation), 8 * shape.sequence_length)
 
     def measure_size(size: Size, arm: Arm, seconds: float) -> tuple[fit.MeasuredSpeed, int]:
+        shape.check_memory(size)
         length = fit.Length(tokens=1000 * shape.step_tokens, evaluations=1, evaluation_tokens=evaluated)
         return measure(shape.recipe(size, arm, 0, length), seconds), evaluated
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -260,6 +261,16 @@ def test_sizes_that_do_not_fit_the_memory_are_left_out(plan_for: PlanFor) -> Non
     assert plan.sizes[-1].parameters <= 3_000_000
     with pytest.raises(RunsFailedError, match="out of memory"):
         plan_for(measure=machine(too_large=10))
+
+
+def test_a_model_larger_than_the_memory_is_refused_untried(plan_for: PlanFor) -> None:
+    def never(recipe: Recipe, seconds: float) -> Any:
+        raise AssertionError("tried")
+
+    laptop = dataclasses.replace(CPU, memory_bytes=8 << 30)
+    with pytest.raises(RunsFailedError, match=r"d2048-L24 .*\d\d\.\d GB of memory, and 8\.6 GB"):
+        plan_for(measure=never, machine_info=laptop, sizes=("d64-L2", "d2048-L24"))
+    assert plan_for(machine_info=laptop).sizes == plan_for().sizes
 
 
 def test_measuring_is_bounded(plan_for: PlanFor) -> None:
