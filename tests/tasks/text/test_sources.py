@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,19 @@ def test_a_table_that_was_asked_for_must_have_its_column(tree: Path) -> None:
         read(tree, column="story")
     found, _ = read(tree, column="y")
     assert found["deep/table.csv, record 1"] == "2"
+
+
+def test_folders_may_be_deep(tmp_path: Path) -> None:
+    deepest = tmp_path.joinpath(*["d"] * 150)
+    deepest.mkdir(parents=True)
+    (deepest / "e.txt").write_text("E")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        found, _ = read(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert list(found.values()) == ["E"]
 
 
 def test_what_kvshift_wrote_is_no_text(tree: Path) -> None:
@@ -161,14 +176,14 @@ def test_the_default_is_the_running_pythons_library() -> None:
 
 
 def test_an_unreadable_folder_is_counted(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scandir = os.scandir
+    listdir = os.listdir
 
     def refuse(path: Path) -> object:
         if Path(path).name == "er":
             raise PermissionError(13, "Permission denied")
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(sources.os, "scandir", refuse)
+    monkeypatch.setattr(sources.os, "listdir", refuse)
     found, skipped = read(tree)
     assert sorted(found.values()) == ["A", "B"]
     assert skipped["unreadable"] == 1

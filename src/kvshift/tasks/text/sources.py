@@ -126,42 +126,36 @@ def _local(path: Path, column: str | None, seen: set[str]) -> Source:
 
 
 def _folder(top: Path, column: str | None, skipped: Skipped, seen: set[str]) -> Iterator[Document]:
-    for path in _walk(top, skipped, set()):
+    for path in _walk(top, skipped):
         yield from _file(path, str(path.relative_to(top)), column, skipped, seen, named=False)
 
 
-def _walk(folder: Path, skipped: Skipped, walked: set[tuple[int, int]]) -> Iterator[Path]:
-    """Regular files below a folder, in name order. Links are followed, but no folder is read twice, and none
-    that kvshift wrote: a pilot in the folder it reads must find the same text when it goes on."""
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        skipped.add("unreadable", str(folder))
-        return
-    if any(entry.name == OUTPUT_MARK for entry in entries):
-        return
-    identity = (status.st_dev, status.st_ino)
-    if identity in walked:
-        skipped.add("folder reached twice", str(folder))
-        return
-    walked.add(identity)
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith("."):
+def _walk(top: Path, skipped: Skipped) -> Iterator[Path]:
+    """Regular files below a folder, in name order, however deep. Links are followed, but no folder is read
+    twice, and none that kvshift wrote: a pilot in the folder it reads must find the same text later."""
+    walked: set[tuple[int, int]] = set()
+    waiting = [top]  # the next one last
+    while waiting:
+        path = waiting.pop()
+        if path is not top and path.name.startswith("."):
             skipped.add(HIDDEN, str(path))
             continue
         try:
-            mode = entry.stat().st_mode
+            status = path.stat()
+            inside = sorted(os.listdir(path), reverse=True) if stat.S_ISDIR(status.st_mode) else None
         except OSError:
             skipped.add("unreadable", str(path))
             continue
-        if stat.S_ISDIR(mode):
-            yield from _walk(path, skipped, walked)
-        elif stat.S_ISREG(mode):
-            yield path
-        else:
-            skipped.add("not a regular file", str(path))
+        if inside is None:
+            if stat.S_ISREG(status.st_mode):
+                yield path
+            else:
+                skipped.add("not a regular file", str(path))
+        elif (status.st_dev, status.st_ino) in walked:
+            skipped.add("folder reached twice", str(path))
+        elif OUTPUT_MARK not in inside:
+            walked.add((status.st_dev, status.st_ino))
+            waiting += [path / name for name in inside]
 
 
 def _file(
