@@ -17,7 +17,7 @@ ROOMS = {
     "shift": {"errors"},
     "kernels": {"shift", "errors"},
     "models": {"kernels", "shift", "files", "errors"},
-    "tasks": {"errors"},
+    "tasks": {"files", "errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},
     "inspection": {"models", "shift", "errors"},
     "paper": {"training", "inspection", "tasks", "models", "shift", "files", "errors"},

@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 
 from kvshift.errors import OutputError
 
+OUTPUT_MARK = ".kvshift"
+"""A folder with a file of this name was written by kvshift: it is no text, wherever it lies."""
+
 _OF_THE_USER = {  # what the user can mend; anything else keeps its traceback
     errno.ENOSPC: "the disk is full; free some space and do the same again",
     errno.EDQUOT: "the disk quota is used up; free some space and do the same again",
@@ -22,6 +25,7 @@ _OF_THE_USER = {  # what the user can mend; anything else keeps its traceback
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
     errno.ENOENT: "its folder is not there; make it first, or choose another",
     errno.EISDIR: "it is a folder; name a file in it",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EEXIST: "a file of that name is in the way; choose another folder",
 }
 

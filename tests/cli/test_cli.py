@@ -41,6 +41,29 @@ def test_help_does_not_wait_for_torch() -> None:
     assert "--budget" in done.stdout
 
 
+def test_a_terminal_without_the_signs_is_no_reason_to_fail(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("kvshift.pilot.pilot.run_pilot", lambda *a, **k: sys.stdout.write("2 × 3 ✔\n"))
+    with open(tmp_path / "said.txt", "w", encoding="ascii") as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main(["pilot"]) == 0
+    assert (tmp_path / "said.txt").read_text() == "2 ? 3 ?\n"
+
+
+def test_a_name_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pilot", "--out", os.fsdecode(b"caf\xe9")]) == 2
+    assert "'caf\ufffd' is not UTF-8" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_known_where_the_shell_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("kvshift.pilot.pilot.run_pilot", lambda *a, **k: seen.append(a))
+    monkeypatch.setenv("HOME", "/home/me")
+    assert main(["pilot", "--out=~/pilot", "--model=~/model"]) == 0
+    assert (seen[0][1], seen[0][0].model) == (Path("/home/me/pilot"), Path("/home/me/model"))
+
+
 def test_help_is_quick() -> None:
     quickest = min(_timed() for _ in range(3))
     assert quickest < 1.5

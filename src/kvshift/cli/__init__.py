@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import time
@@ -53,7 +54,11 @@ app.command("reproduce")(reproduce.reproduce)
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code. What the user can mend is one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without "×" or "✔" shows a question mark
+            stream.reconfigure(errors="replace")
     try:
+        _refuse_unwritable(arguments)
         code = app(args=arguments, prog_name="kvshift", standalone_mode=False)
         if code == INTERRUPTED:  # the parser's own way to report Ctrl-C
             raise KeyboardInterrupt
@@ -77,6 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
         if (message := _usage(error)) is not None:
             return _complain(UsageError(message))
         raise
+
+
+def _refuse_unwritable(arguments: list[str]) -> None:
+    """What the user typed is written into files, which hold Unicode only."""
+    for argument in arguments:
+        shown = os.fsencode(argument).decode("utf-8", "replace")
+        if shown != argument:
+            raise UsageError(f"{shown!r} is not UTF-8; rename that file or folder, or name it by a pattern.")
 
 
 def _usage(error: Exception) -> str | None:

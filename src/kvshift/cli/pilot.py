@@ -152,7 +152,7 @@ def pilot(
         "learning_rate": values.number("--learning-rate", learning_rate, above=0, most=10),
         "start": values.one_of("--start", start, ("structured", "paper", "identity")),
         "multiplier": values.number("--multiplier", multiplier, least=0, most=1000),
-        "model": model,
+        "model": None if model is None else Path(os.path.expanduser(model)),
         "price_per_hour": values.number("--price", price, least=0, most=math.inf),
         "currency": values.text("--currency", currency),
         "language": values.one_of("--lang", lang, ("en", "ja")),
@@ -168,7 +168,7 @@ def pilot(
 
     run_pilot(
         PilotSettings.model_validate(wanted),
-        out,
+        Path(os.path.expanduser(out)),  # the shell leaves the "~" of --out=~/pilot alone
         dry_run=dry_run,
         spent_seconds=time.monotonic() - STARTED,
     )

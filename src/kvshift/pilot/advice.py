@@ -81,11 +81,13 @@ def too_small(
     seeds = len(limits.seeds or (0, 1, 2))
     steps = fit.LEAST_STEPS if limits.tokens is None else -(-limits.tokens // machine.step_tokens)
     names = " and ".join(size.name for size in sizes)
-    fewer = "fewer --seeds" if settings.model is None else "fewer --seeds, or --sizes instead of --model"
+    ways = [f"Give --budget {format_duration(least)} or more"]
+    ways += ["fewer --seeds"] if seeds > 1 else []
+    ways += ["--sizes instead of --model"] if settings.model is not None else []
     return BudgetError(
         f"A budget of {format_duration(settings.budget_seconds)} is too small: on this machine the least "
-        f"pilot ({names}, {seeds} seeds, {steps:,} steps a run) needs about {format_duration(least)}. "
-        f"Give --budget {format_duration(least)} or more, or {fewer}."
+        f"pilot ({names}, {seeds} seed{'s' if seeds > 1 else ''}, {steps:,} steps a run) needs about "
+        f"{format_duration(least)}. {', or '.join(ways)}."
     )
 
 
@@ -119,7 +121,8 @@ def warnings_of(
         )
     steps = -(-tokens // machine.step_tokens)
     if steps < fit.LEAST_STEPS:
-        warnings.append(f"Only {steps} optimizer steps a run: too few for the results to mean much.")
+        counted = f"Only {steps} optimizer steps" if steps > 1 else "A single optimizer step"
+        warnings.append(f"{counted} a run: too few for the results to mean much.")
     for name, reason in machine.failures.items():
         warnings.append(f"Size {name} was left out, it cannot be trained on this machine: {reason}")
     return warnings

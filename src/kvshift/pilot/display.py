@@ -18,6 +18,7 @@ from kvshift.pilot.execute import Finished, Progress, Running, Watcher
 from kvshift.pilot.settings import Arm, Plan
 
 _RUNS_TO_JUDGE = 4
+_NARROW = 72  # columns
 _LATE = 0.1  # of the planned time: what is worth saying
 _STATUS_STYLE = {"finished": "green", "diverged": "yellow", "failed": "red"}
 
@@ -40,37 +41,45 @@ def show_plan(plan: Plan, console: Console) -> None:
     )
     facts.add_row("Seeds", ", ".join(map(str, plan.seeds)))
     facts.add_row("Device", plan.device + (f", {plan.devices} side by side" if plan.devices > 1 else ""))
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
-    table.add_column("Size")
-    for heading in (
-        "Parameters",
-        "Layers",
-        "Width",
-        f"{baseline.name} tokens/s",
-        f"{candidate.name} tokens/s",
-        "A run",
-    ):
-        table.add_column(heading, justify="right")
-    for size in plan.sizes:
-        seconds = [run.expected_seconds for run in mains if run.size == size.name]
-        table.add_row(
-            size.name,
-            count(size.parameters),
-            str(size.layers),
-            str(size.hidden),
-            *(f"{size.tokens_per_second[arm.name]:,.0f}" for arm in plan.arms),
-            format_duration(max(seconds)),
-        )
-    runs = f"{len(mains)} runs: {len(plan.arms)} arms × {len(plan.sizes)} sizes × {len(plan.seeds)} seeds"
+    runs = f"{len(mains)} runs: {len(plan.arms)} arms × {_counted(len(plan.sizes), 'size')} × "
+    runs += _counted(len(plan.seeds), "seed")
     if checks:
-        runs += f", and {checks} shorter runs of the candidate that test what the curves say about data saved"
+        one = checks == 1
+        runs += f", and {_counted(checks, 'shorter run')} of the candidate that {'tests' if one else 'test'} "
+        runs += "what the curves say about data saved"
     total = f"About {format_duration(plan.expected_seconds)} for all runs; the budget is "
     total += f"{format_duration(plan.settings.budget_seconds)}, preparation and report included."
-    console.print(Panel(Group(facts, "", table, "", runs, total), title="The plan", title_align="left"))
+    sizes = _sizes(plan, narrow=console.width < _NARROW)
+    console.print(Panel(Group(facts, "", sizes, "", runs, total), title="The plan", title_align="left"))
     for line in outlook(plan):
         console.print(Text("  " + line, style="dim"))
     for warning in plan.warnings:
         console.print(Text("! " + warning, style="yellow"))
+
+
+def _sizes(plan: Plan, *, narrow: bool) -> Table:
+    """A row a size; where there is little room, only its parameters and the time of a run."""
+    baseline, candidate = plan.arms
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
+    table.add_column("Size")
+    headings = ["Parameters", "A run"]
+    if not narrow:
+        speeds = [f"{baseline.name} tokens/s", f"{candidate.name} tokens/s"]
+        headings = ["Parameters", "Layers", "Width", *speeds, "A run"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for size in plan.sizes:
+        runs = [run for run in plan.runs if run.role == "main" and run.size == size.name]
+        cells = [count(size.parameters), format_duration(max(run.expected_seconds for run in runs))]
+        if not narrow:
+            speeds = [f"{size.tokens_per_second[arm.name]:,.0f}" for arm in plan.arms]
+            cells[1:1] = [str(size.layers), str(size.hidden), *speeds]
+        table.add_row(size.name, *cells)
+    return table
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def outlook(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 
@@ -69,5 +70,5 @@ def probe(device: str, *, report: Report) -> dict[str, Any]:
         "kind": "cpu",
         "name": f"CPU, {threads} thread{'s' if threads != 1 else ''}",
         "count": 1,
-        "memory_bytes": None,
+        "memory_bytes": psutil.virtual_memory().available,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def rung(name: str, vocab_size: int, sequence_length: int) -> Size:
         "tie_word_embeddings": True,
         "initializer_range": initial_spread(hidden),
     }
-    return size_of(name.strip(), config)
+    return size_of(f"d{hidden}-L{layers}", config)
 
 
 def initial_spread(hidden: int) -> float:
@@ -195,26 +196,36 @@ def _counted(config: dict[str, Any]) -> Size:
     )
 
 
-def _user_config(path: Path) -> dict[str, Any]:
-    """The configuration at `path` with every default filled in."""
-    file = path / "config.json" if path.is_dir() else path
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON of a user's model, as it is written.
+
+    Raises:
+        UsageError: there is none at `path`, or it is no model's.
+        UnsupportedModelError: it is quantized.
+    """
+    file = path / "config.json" if os.path.isdir(path) else path
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(
             f"--model {path}: there is no {file}. Give a config.json or a folder that holds one."
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--model {path}: {file} cannot be read as JSON: {error}.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise UsageError(f"--model {path}: {file} has no model_type; expected a Hugging Face config.json.")
     if raw.get("quantization_config"):
         raise UnsupportedModelError(f"--model {path}: a quantized model cannot be trained from scratch.")
+    return raw
 
+
+def _user_config(path: Path) -> dict[str, Any]:
+    """The configuration at `path` with every default filled in."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     from kvshift.models.families import family_of
 
+    raw = read_config(path)
     model_type = raw["model_type"]
     try:
         config = AutoConfig.for_model(model_type, **{k: v for k, v in raw.items() if k not in _NOT_SHAPE})
@@ -224,7 +235,7 @@ def _user_config(path: Path) -> dict[str, Any]:
                 f"--model {path}: transformers knows no model_type {model_type!r}."
             ) from None
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UsageError(f"--model {path}: {file} is not a possible configuration: {reason}") from None
+        raise UsageError(f"--model {path} is not a possible configuration: {reason}") from None
     family = family_of(config)
     if not family.packs:
         raise UnsupportedModelError(

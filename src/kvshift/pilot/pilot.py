@@ -20,7 +20,7 @@ from kvshift.errors import OutputError, RunsFailedError
 from kvshift.pilot import display, worker
 from kvshift.pilot.durations import format_duration
 from kvshift.pilot.execute import execute, records, unfinished
-from kvshift.pilot.plan import DeviceInfo, arms_of, make_plan
+from kvshift.pilot.plan import DeviceInfo, check_settings, make_plan
 from kvshift.pilot.settings import PilotSettings, Plan, Size
 from kvshift.pilot.state import PilotFolder, PilotState, Stopwatch, same_pilot
 from kvshift.tasks.text import TextData, TextRequest, prepare
@@ -49,10 +49,11 @@ def run_pilot(
     console = console or Console()
     place = PilotFolder(folder)
     place.check()
-    arms_of(settings)
+    check_settings(settings)
     with _ending_signals_interrupt(), contextlib.ExitStack() as held:
         worker.start_server()
-        if folder.is_dir() and not dry_run:
+        locked = folder.is_dir() and not dry_run
+        if locked:
             held.enter_context(place.locked())
         plan = place.load_plan()
         _refuse_other(settings, plan, place)
@@ -69,12 +70,11 @@ def run_pilot(
         if dry_run:
             return None
         if not saved:
-            if not folder.is_dir():
-                place.create()
+            place.create()
+            if not locked:  # the folder was not there: another pilot may have made it meanwhile
                 held.enter_context(place.locked())
                 if place.load_plan() is not None:
                     raise OutputError(f"Another pilot has just been started in {folder}; give another --out.")
-            place.create()
             place.save_plan(plan)
         state = place.load_state()
         _train(plan, place, state, began, console)
@@ -200,7 +200,8 @@ def _refuse_too_few(plan: Plan, place: PilotFolder, found: dict[str, Record]) ->
 
 @contextmanager
 def _ending_signals_interrupt() -> Iterator[None]:
-    """A request to end, or a terminal that goes away, is treated like Ctrl-C."""
+    """A request to end, or a terminal that goes away, is treated like Ctrl-C; what is ignored (`nohup`)
+    stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -208,7 +209,8 @@ def _ending_signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = {name: signal.signal(name, interrupt) for name in worker.REQUESTS_TO_END}
+    heeded = [name for name in worker.REQUESTS_TO_END if signal.getsignal(name) != signal.SIG_IGN]
+    previous = {name: signal.signal(name, interrupt) for name in heeded}
     try:
         yield
     finally:

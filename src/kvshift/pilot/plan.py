@@ -10,35 +10,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from kvshift.errors import UsageError
 from kvshift.pilot import fit
 from kvshift.pilot.advice import check_text, too_small, warnings_of
-from kvshift.pilot.ladder import LADDER, rung, user_ladder
+from kvshift.pilot.arms import arms_of
+from kvshift.pilot.ladder import LADDER, read_config, rung, user_ladder
 from kvshift.pilot.settings import Arm, PilotSettings, Plan, PlannedRun, Size
-from kvshift.shift import KVShiftConfig
 from kvshift.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from kvshift.tasks.text import TextData
-
-AGAIN_SEED_OFFSET = 1_000_003
-ARMS: dict[str, dict[str, Any] | None] = {
-    "vanilla": None,
-    "vanilla-again": None,  # the same model on other seeds: what chance alone does
-    "kvshift": {},
-    "paper": {"init": "paper", "lr_multiplier": 1.0},
-    "keys-only": {"shift_values": False},
-    "values-only": {"shift_keys": False},
-    "qkv": {"shift_queries": True},
-    "gate": {"constraint": "gate", "init": "paper"},
-    "clamp": {"constraint": "clamp"},
-    "window3": {"window": 3},
-    "window4": {"window": 4},
-    "per-channel": {"per_channel": True},
-}
-"""Names of arms, each with what it changes of the default `KVShiftConfig`; None trains the vanilla model."""
 
 SEQUENCE_LENGTH = {"cpu": 256, "cuda": 1024}
 BATCHES = {"cpu": (16, 8, 4, 2), "cuda": (64, 32, 16)}
@@ -54,6 +37,7 @@ _CHECKPOINT_SECONDS = {
     "cpu": 2.0,
     "cuda": 30.0,
 }  # between two, at least: a GPU's models take a second to write
+_BYTES_A_PARAMETER = 16  # float32: the weight, its gradient and AdamW's two averages
 _MICRO_BATCH_BYTES = 16e9  # logits, their gradient and the activations together
 _MICRO_BATCH_SHARE = 0.35  # of the GPU's memory, if that is less
 
@@ -65,7 +49,7 @@ class DeviceInfo:
     kind: Literal["cpu", "cuda"]
     name: str  # for people
     count: int = 1
-    memory_bytes: int | None = None  # of one GPU
+    memory_bytes: int | None = None  # of one GPU, or what is free of the machine's; None: not known
 
 
 Measure = Callable[[Recipe, float], fit.MeasuredSpeed]
@@ -92,7 +76,7 @@ def make_plan(
         RunsFailedError: no size of the least pilot can be trained on this machine.
         UnsupportedModelError: `settings.model` cannot be converted.
     """
-    arms = arms_of(settings)
+    arms = check_settings(settings)
     device = _device(settings, device_info)
     length = settings.sequence_length or SEQUENCE_LENGTH[device.kind]
     check_text(settings, data, length, _batches(device, length)[-1])
@@ -133,33 +117,27 @@ def make_plan(
     return _plan(shape, machine, choice, arms)
 
 
-def arms_of(settings: PilotSettings) -> tuple[Arm, Arm]:
-    """The two arms of a pilot, the baseline first, with the asked start and multiplier.
+def check_settings(settings: PilotSettings) -> tuple[Arm, Arm]:
+    """Refuses what no text and no machine could make possible, before any time goes into either.
+
+    Returns:
+        The two arms.
 
     Raises:
-        UsageError: an unknown name, or the same arm twice.
+        UsageError: an unknown or impossible arm, size or model, or settings that contradict each other.
     """
-    first, second = (_arm(name, settings) for name in settings.arms)
-    if first.name == second.name:
+    arms = arms_of(settings)
+    if settings.sizes is not None and settings.model is not None:
         raise UsageError(
-            f"--arms {first.name},{second.name} compares an arm with itself; "
-            "for that use vanilla,vanilla-again, which differ in their seeds."
+            "--sizes and --model contradict each other: the model is the ladder's top. Drop one."
         )
-    return first, second
-
-
-def _arm(name: str, settings: PilotSettings) -> Arm:
-    if name not in ARMS:
-        raise UsageError(f"{name!r} is not an arm; known are {', '.join(ARMS)}.")
-    changes = ARMS[name]
-    if changes is None:
-        return Arm(name=name, shift=None, seed_offset=AGAIN_SEED_OFFSET if name == "vanilla-again" else 0)
-    changes = dict(changes)
-    if settings.start is not None and name != "paper":
-        changes["init"] = settings.start
-    if settings.multiplier is not None and name != "paper":
-        changes["lr_multiplier"] = settings.multiplier
-    return Arm(name=name, shift=KVShiftConfig(**changes).to_dict())
+    if settings.sizes is not None:
+        names = {rung(name, vocab_size=1, sequence_length=1).name for name in settings.sizes}
+        if len(names) < len(settings.sizes):
+            raise UsageError(f"--sizes {','.join(settings.sizes)} names a size twice.")
+    if settings.model is not None:
+        read_config(settings.model)
+    return arms
 
 
 def learning_rate(hidden: int) -> float:
@@ -220,6 +198,19 @@ class _Shape:
             compile=self.compile,
         )
 
+    def check_memory(self, size: Size) -> None:
+        """Refuses what needs no trial: a machine that runs out of memory is of no use for minutes.
+
+        Raises:
+            MemoryError: the model is larger than the memory; activations are not even counted.
+        """
+        needed, there = _BYTES_A_PARAMETER * size.parameters, self.device.memory_bytes
+        if there is not None and needed > there:
+            raise MemoryError(
+                f"weights, gradients and the optimizer's state take {needed / 1e9:,.1f} GB of memory, and "
+                f"{there / 1e9:,.1f} GB are there"
+            )
+
     def _micro_batch(self, size: Size) -> int | None:
         """Windows on the GPU at once: a divisor of the batch that keeps memory bounded."""
         logits = 2 * 4 * int(size.model["vocab_size"])  # float32, and their gradient
@@ -258,17 +249,11 @@ def _first_batch(settings: PilotSettings, data: TextData, device: DeviceInfo, le
 
 def _groups(settings: PilotSettings, data: TextData, length: int, derive: Derive) -> list[list[Size]]:
     """Ladders to choose from, largest first; the last is the least pilot."""
-    if settings.sizes is not None and settings.model is not None:
-        raise UsageError(
-            "--sizes and --model contradict each other: the model is the ladder's top. Drop one."
-        )
     if settings.model is not None:
         sizes = list(derive(settings.model, data.vocab_size, length))
         return [sizes, sizes[-2:]] if len(sizes) > 2 else [sizes]
     if settings.sizes is not None:
         sizes = [rung(name, data.vocab_size, length) for name in settings.sizes]
-        if len({size.name for size in sizes}) < len(sizes):
-            raise UsageError(f"--sizes {','.join(settings.sizes)} names a size twice.")
         return [sorted(sizes, key=lambda size: size.parameters)]
     ladder = [rung(name, data.vocab_size, length) for name in LADDER]
     threes = [ladder[i : i + 3] for i in range(len(ladder) - 2)]
@@ -282,6 +267,7 @@ def _machine(shape: _Shape, measure: Measure, budget: float) -> fit.Machine:
     evaluated = min(len(shape.data.validation), 8 * shape.sequence_length)
 
     def measure_size(size: Size, arm: Arm, seconds: float) -> tuple[fit.MeasuredSpeed, int]:
+        shape.check_memory(size)
         length = fit.Length(tokens=1000 * shape.step_tokens, evaluations=1, evaluation_tokens=evaluated)
         return measure(shape.recipe(size, arm, 0, length), seconds), evaluated
 

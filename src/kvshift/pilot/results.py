@@ -29,6 +29,12 @@ class Estimate(Model):
         """Whether the interval lies on one side of zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
+    @property
+    def turned(self) -> Estimate:
+        """The same told the other way round: a loss for a gain."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Estimate(value=-self.value, low=low, high=high, n=self.n)
+
 
 class Curve(Model):
     """One run's validation loss."""

@@ -21,7 +21,7 @@ class PilotSettings(BaseModel):
     text_column: str | None = None
     tokenizer: Path | None = None
     budget_seconds: float = Field(600, gt=0)
-    arms: tuple[str, str] = ("vanilla", "kvshift")  # names in plan.ARMS; the first is the baseline
+    arms: tuple[str, str] = ("vanilla", "kvshift")  # names in arms.ARMS; the first is the baseline
     sizes: tuple[str, ...] | None = None  # names in ladder.LADDER, smallest first
     seeds: tuple[int, ...] | None = None
     tokens: int | None = Field(None, gt=0)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvshift.errors import OutputError
-from kvshift.files import output_errors, write_atomically
+from kvshift.files import OUTPUT_MARK, output_errors, write_atomically
 from kvshift.pilot.settings import PLAN_VERSION, PilotSettings, Plan
 
 PRESENTATION = {"language", "price_per_hour", "currency"}
@@ -54,37 +54,40 @@ class PilotFolder:
         Raises:
             OutputError: a file, somebody else's folder, or not writable.
         """
+        try:
+            with output_errors(self.path):
+                self._check()
+        except OSError as error:
+            raise OutputError(
+                f"--out {self.path} cannot be written ({error.strerror}); choose another folder."
+            ) from error
+
+    def _check(self) -> None:
         path = self.path
         if path.exists() and not path.is_dir():
             raise OutputError(f"--out {path} is a file; give a folder.")
-        if path.is_dir() and not (path / "plan.json").exists():
-            own = {".lock", "pilot.json", ".plan.json.tmp", ".pilot.json.tmp"}
-            with output_errors(path):
-                others = sorted(set(os.listdir(path)) - own)
-            if others:
-                raise OutputError(
-                    f"--out {path} already holds other files ({others[0]}); give an empty or a new folder."
-                )
+        ours = (path / "plan.json").exists() or (path / OUTPUT_MARK).exists()
+        others = sorted(set(os.listdir(path)) - {".lock"}) if path.is_dir() and not ours else []
+        if others:
+            raise OutputError(
+                f"--out {path} already holds other files ({others[0]}); give an empty or a new folder."
+            )
         existing = path
         while not existing.exists():
             existing = existing.parent
-        try:
-            with output_errors(path), tempfile.TemporaryFile(dir=existing) as file:
-                file.write(b"\0" * 4096)
-                file.flush()
-        except OSError as error:
-            raise OutputError(
-                f"--out {path} cannot be written ({error.strerror}); choose another folder."
-            ) from error
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
 
     def create(self) -> None:
-        """Makes the folder.
+        """Makes the folder, marked as no text: it may lie within the text that the pilot reads.
 
         Raises:
             OutputError: it cannot be made.
         """
         with output_errors(self.path):
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
+            (self.path / OUTPUT_MARK).touch()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

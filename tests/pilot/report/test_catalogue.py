@@ -8,7 +8,7 @@ import string
 import pytest
 
 from kvshift.errors import UsageError
-from kvshift.pilot.plan import ARMS
+from kvshift.pilot.arms import ARMS
 from kvshift.pilot.report.catalogue import LANGUAGES, load
 from kvshift.pilot.settings import PilotSettings
 from kvshift.pilot.verdict import Reason

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from kvshift.pilot.report import headline, print_summary, questions, scalars
 from kvshift.pilot.report.context import Context
-from kvshift.pilot.report.details import command, trust
+from kvshift.pilot.report.details import command, reproduction, trust
 from kvshift.pilot.report.render import render
 from kvshift.pilot.results import Estimate
 from kvshift.pilot.settings import PilotSettings
@@ -129,7 +130,69 @@ def test_the_next_command_keeps_the_text_and_frees_what_the_budget_should_buy(sa
     results = samples.results("bigger_pilot")
     asked = results.settings.model_copy(update={"sources": ("texts",), "tokens": 1000})
     verdict = headline.verdict(Context.of(results.model_copy(update={"settings": asked}), "en"))
-    assert verdict["next"]["command"] == "kvshift pilot texts --budget 41m"
+    assert verdict["next"]["command"] == "kvshift pilot texts --budget 41m --out kvshift-pilot-41m"
+
+
+def test_the_command_to_reproduce_gives_what_the_plan_chose(samples) -> None:
+    results = samples.results("adopt")
+    assert results.settings.sizes is results.settings.tokens is None
+    line = reproduction(results)
+    asked = (
+        f"--sizes {','.join(size.name for size in results.sizes)} --seeds 0,1,2 --tokens {results.tokens} "
+    )
+    assert asked in line
+    for name in ("sequence-length", "batch-size"):
+        assert f"--{name} {results.recipe[name.replace('-', '_')]}" in line
+    assert line.endswith("--out kvshift-pilot-again")
+    assert "compile" not in line
+    on_gpu = results.model_copy(
+        update={"recipe": {**results.recipe, "device": "cuda", "compile": True}, "seconds": 3600.0}
+    )
+    assert "--budget 2h " in reproduction(on_gpu)
+    assert "--compile" in reproduction(on_gpu)
+    own = results.settings.model_copy(update={"model": Path("config.json")})
+    assert "--sizes" not in reproduction(results.model_copy(update={"settings": own}))
+    assert line in said(results)
+
+
+def test_a_loss_is_told_with_an_interval_of_the_same_sign(samples) -> None:
+    results = samples.results("adopt_cost")
+    worse = Estimate(value=-0.2, low=-0.3, high=-0.1)
+    top = results.by_size[-1].model_copy(update={"time_saved": worse})
+    thousand = Estimate(value=-200.0, low=-300.0, high=-100.0)
+    cost = results.cost.model_copy(update={"saved_per_thousand": thousand})
+    check = results.check.model_copy(update={"gain": worse})
+    slope = results.projection.model_copy(update={"slope_per_tenfold": worse})
+    changed = results.model_copy(
+        update={
+            "by_size": [*results.by_size[:-1], top],
+            "cost": cost,
+            "check": check,
+            "projection": slope,
+            "overall_gain": worse,
+        }
+    )
+    context = Context.of(changed, "en")
+    assert headline.verdict(context)["numbers"][3]["interval"] == "95% interval $100 to $300"
+    time, money = questions.savings(context)[1], questions.savings(context)[3]
+    assert (time["value"], time["interval"]) == ("20% lost", "95% interval 10% to 30%")
+    assert money["interval"] == "95% interval $100 to $300"
+    words = said(changed)
+    for sentence in (
+        "0.200 nats per token above",
+        "shrinks by about 0.200 nats per token",
+        "0.200 nats per token higher",
+    ):
+        assert re.search(sentence + r"[^.]*\(95% interval \+0\.100 to \+0\.300\)", words), sentence
+
+
+def test_the_machine_is_named_in_the_pages_language(samples) -> None:
+    results = samples.results("adopt").model_copy(update={"device": "CPU, 2 threads"})
+    assert "CPU、2スレッド" in said(results, "ja")
+    assert "threads" not in said(results.model_copy(update={"warnings": []}), "ja")
+    assert "CPU, 2 threads" in said(results)
+    gpu = results.model_copy(update={"device": "NVIDIA H100"})
+    assert "NVIDIA H100" in said(gpu, "ja")
 
 
 def test_a_reason_from_a_later_version_still_reads(samples) -> None:

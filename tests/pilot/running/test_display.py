@@ -35,6 +35,23 @@ def told(place: Any, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_plan_is_whole_at_any_width(plan_for: Any, width: int) -> None:
+    plan = plan_for(sizes=("d16-L1", "d32-L1"), seeds=(0,), tokens=400_000)
+    stream = io.StringIO()
+    display.show_plan(plan, Console(file=stream, width=width))
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    for size in plan.sizes:
+        assert size.name in shown
+        assert display.count(size.parameters) in shown
+    assert "2 arms × 2 sizes × 1 seed, and 1 shorter run of the candidate that tests" in " ".join(
+        shown.replace("│", " ").split()
+    )
+    assert ("Layers" in shown) == (width > 72)
+
+
 @pytest.mark.parametrize("pace", [0.5, 1.0, 1.05])
 def test_a_pilot_in_time_says_nothing_about_it(told, pace) -> None:
     assert "slower" not in told(pace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,10 +19,10 @@ import pytest
 from rich.console import Console
 
 import kvshift
-from kvshift.errors import BudgetError, DataError, OutputError, RunsFailedError
+from kvshift.errors import BudgetError, DataError, OutputError, RunsFailedError, UsageError
 from kvshift.pilot import pilot
 from kvshift.pilot.pilot import run_pilot
-from kvshift.pilot.settings import PilotSettings
+from kvshift.pilot.settings import PilotSettings, Plan
 from kvshift.pilot.state import PilotFolder
 
 WORDS = ["red", "blue", "green", "stone", "river", "bird", "cloud", "night", "seven", "glass", "iron", "wind"]
@@ -65,8 +66,9 @@ def tiny(text: Path, **changes: Any) -> PilotSettings:
 
 @pytest.fixture(scope="module")
 def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("out") / "pilot"
-    with open(folder.parent / "output.txt", "w") as output:
+    """A pilot in the folder it reads, as after `cd notes; kvshift pilot .`"""
+    folder = text / "pilot"
+    with open(tmp_path_factory.getbasetemp() / "output.txt", "w") as output:
         run_pilot(tiny(text), folder, console=Console(file=output, width=100))
     return folder
 
@@ -81,8 +83,10 @@ def test_a_pilot_ends_with_a_report(finished: Path) -> None:
     assert (finished / "runs.csv").read_text().count("\n") == 11
 
 
-def test_it_printed_the_plan_each_run_and_where_the_report_is(finished: Path) -> None:
-    said = (finished.parent / "output.txt").read_text()
+def test_it_printed_the_plan_each_run_and_where_the_report_is(
+    finished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    said = (tmp_path_factory.getbasetemp() / "output.txt").read_text()
     for expected in (
         "The plan",
         "d16-L1",
@@ -144,6 +148,45 @@ def test_a_folder_in_use_is_refused_and_a_dead_ones_lock_is_not(finished: Path, 
     run_pilot(tiny(text), finished, console=Console(quiet=True))
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_of_two_pilots_started_at_once_in_a_new_folder_one_is_refused(
+    ended: bool, finished: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = PilotFolder(tmp_path / "pilot")
+    theirs = PilotFolder(finished).load_plan()
+    assert theirs is not None
+
+    def plan(*arguments: Any) -> Plan:  # while we plan, the other makes the folder and begins, or even ends
+        other.create()
+        if not ended:
+            held.enter_context(other.locked())
+        other.save_plan(theirs)
+        return theirs.model_copy(update={"tokens": 7})
+
+    monkeypatch.setattr(pilot, "_new_plan", plan)
+    with contextlib.ExitStack() as held, pytest.raises(OutputError, match="Another pilot"):
+        run_pilot(tiny(text), other.path, console=Console(quiet=True))
+    assert other.load_plan() == theirs
+
+
+def test_a_start_that_was_killed_before_it_had_a_plan_is_no_obstacle(tmp_path: Path) -> None:
+    folder = PilotFolder(tmp_path / "pilot")
+    folder.create()
+    folder.check()
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pilot._ending_signals_interrupt():
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "nowhere"
     with open(tmp_path / "output.txt", "w") as output:
@@ -158,6 +201,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(text: Path, tmp_path: Path)
         ({"budget_seconds": 1}, BudgetError),
         ({"tokens": None, "batch_size": 64, "sequence_length": 1024}, DataError),
         ({"sources": ("/nonexistent/text",)}, DataError),
+        ({"sources": ("/nonexistent/text",), "sizes": ("huge",)}, UsageError),  # before any text is read
+        ({"sources": ("/nonexistent/text",), "sizes": None, "model": Path("/none.json")}, UsageError),
     ],
 )
 def test_a_pilot_that_cannot_be_planned_leaves_no_folder(
@@ -178,7 +223,8 @@ def test_places_that_cannot_hold_a_pilot_are_refused_at_once(text: Path, tmp_pat
     occupied.mkdir()
     (occupied / "thesis.tex").write_text("precious")
     (tmp_path / "file").write_text("")
-    for place in (occupied, tmp_path / "file", tmp_path / "file" / "below", Path("/proc/pilot")):
+    too_long = tmp_path / ("x" * 300)
+    for place in (occupied, tmp_path / "file", tmp_path / "file" / "below", Path("/proc/pilot"), too_long):
         with pytest.raises(OutputError):
             run_pilot(tiny(text), place, console=Console(quiet=True))
     assert [path.name for path in occupied.iterdir()] == ["thesis.tex"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -14,8 +15,9 @@ from pilot_fakes import CPU, GPU, FakeText, machine
 
 from kvshift.errors import BudgetError, DataError, RunsFailedError, UsageError
 from kvshift.pilot import fit
+from kvshift.pilot.arms import AGAIN_SEED_OFFSET, ARMS
 from kvshift.pilot.durations import parse_duration
-from kvshift.pilot.plan import AGAIN_SEED_OFFSET, ARMS, BATCHES, SEQUENCE_LENGTH, learning_rate, make_plan
+from kvshift.pilot.plan import BATCHES, SEQUENCE_LENGTH, learning_rate, make_plan
 from kvshift.pilot.settings import PilotSettings, Plan
 from kvshift.training.recipe import Recipe
 
@@ -207,9 +209,15 @@ def test_an_aa_pilot_trains_the_same_model_on_other_seeds(plan_for: PlanFor) -> 
         ({"arms": ("vanilla", "vanilla")}, "vanilla-again"),
         ({"arms": ("vanilla", "nonsense")}, "known are"),
         ({"sizes": ("d64-L2", "d64-L2")}, "twice"),
+        ({"sizes": ("d64-L2", "d064-L2")}, "twice"),
         ({"sizes": ("huge",)}, "not a size"),
         ({"sizes": ("d64-L2",), "model": Path("config.json")}, "contradict"),
-        ({"arms": ("vanilla", "gate"), "start": "structured"}, "gate"),
+        (
+            {"arms": ("vanilla", "gate"), "start": "structured"},
+            "--start structured does not suit",
+        ),
+        ({"arms": ("vanilla", "paper"), "multiplier": 30}, "--multiplier 30"),
+        ({"arms": ("vanilla", "vanilla-again"), "start": "paper"}, "--start paper would change neither"),
     ],
 )
 def test_contradictions_are_refused(plan_for: PlanFor, wrong: dict[str, Any], said: str) -> None:
@@ -253,6 +261,16 @@ def test_sizes_that_do_not_fit_the_memory_are_left_out(plan_for: PlanFor) -> Non
     assert plan.sizes[-1].parameters <= 3_000_000
     with pytest.raises(RunsFailedError, match="out of memory"):
         plan_for(measure=machine(too_large=10))
+
+
+def test_a_model_larger_than_the_memory_is_refused_untried(plan_for: PlanFor) -> None:
+    def never(recipe: Recipe, seconds: float) -> Any:
+        raise AssertionError("tried")
+
+    laptop = dataclasses.replace(CPU, memory_bytes=8 << 30)
+    with pytest.raises(RunsFailedError, match=r"d2048-L24 .*\d\d\.\d GB of memory, and 8\.6 GB"):
+        plan_for(measure=never, machine_info=laptop, sizes=("d64-L2", "d2048-L24"))
+    assert plan_for(machine_info=laptop).sizes == plan_for().sizes
 
 
 def test_measuring_is_bounded(plan_for: PlanFor) -> None:

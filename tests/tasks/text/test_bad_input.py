@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kvshift.errors import DataError, KVShiftError, UsageError
-from kvshift.tasks.text import TextData, TextRequest, files
+from kvshift.errors import DataError, KVShiftError, OutputError, UsageError
+from kvshift.tasks.text import TextData, TextRequest, default_cache, files
 
 Run = Callable[..., TextData]
 
@@ -105,6 +105,21 @@ def test_records_without_usable_text(tmp_path: Path, run: Run) -> None:
         "1 not valid Unicode",
     ):
         assert reason in message
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300, "a/" + "x" * 300])
+def test_names_that_cannot_be(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "check the path" in failure(run, name)
+    assert "There is no tokenizer" in failure(run, tokenizer=Path(name))
+
+
+def test_a_user_without_a_home_is_told_where_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KVSHIFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user the system does not know
+    with pytest.raises(OutputError, match="set KVSHIFT_CACHE"):
+        default_cache()
 
 
 def test_a_missing_column_lists_those_there_are(tmp_path: Path, run: Run) -> None:

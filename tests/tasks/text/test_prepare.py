@@ -84,6 +84,14 @@ def test_the_folders_name_is_of_content_and_request(novels: Path, run: Run) -> N
     assert len(names) == 4
 
 
+def test_hidden_files_come_and_go_without_making_it_another_text(novels: Path, run: Run) -> None:
+    before = run(novels)
+    (novels / ".DS_Store").write_bytes(b"\0")
+    assert run(novels).folder == before.folder
+    (novels / "empty.txt").touch()  # this is counted where the text is described
+    assert run(novels).folder != before.folder
+
+
 def test_the_same_text_elsewhere_is_the_same(novels: Path, run: Run, tmp_path: Path) -> None:
     first = run(novels)
     moved = tmp_path / "deep" / "novels"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from kvshift.errors import DataError
+from kvshift.files import OUTPUT_MARK
 from kvshift.tasks.text import files, sources
 from kvshift.tasks.text.request import TextRequest
 from kvshift.tasks.text.sources import Skipped, find_sources
@@ -51,6 +54,43 @@ def test_a_table_that_was_asked_for_must_have_its_column(tree: Path) -> None:
         read(tree, column="story")
     found, _ = read(tree, column="y")
     assert found["deep/table.csv, record 1"] == "2"
+
+
+def test_folders_may_be_deep(tmp_path: Path) -> None:
+    deepest = tmp_path.joinpath(*["d"] * 150)
+    deepest.mkdir(parents=True)
+    (deepest / "e.txt").write_text("E")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        found, _ = read(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert list(found.values()) == ["E"]
+
+
+def test_what_kvshift_wrote_is_no_text(tree: Path) -> None:
+    before = read(tree)
+    (tree / "pilot" / "runs").mkdir(parents=True)
+    (tree / "pilot" / OUTPUT_MARK).touch()
+    (tree / "pilot" / "runs" / "log.txt").write_text("what a run printed")
+    assert read(tree) == before
+    found, _ = read(f"{tree}/**/*.txt")
+    assert list(found.values()) == ["A"]
+
+
+def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/caf\xe9.txt", "w") as file:
+        file.write("C")
+    (folder / "empty.txt").touch()
+    found, _ = read(folder)
+    assert found["caf\ufffd.txt"] == "C"
+    skipped = Skipped()
+    skipped.add("empty", os.fsdecode(b"caf\xe9.txt"))
+    assert skipped.examples == {"empty": ["caf\ufffd.txt"]}
+    assert find_sources(TextRequest((f"{folder}/*",)))[0].title == "caf\ufffd.txt"
 
 
 def test_links_are_followed_but_never_in_a_circle(tree: Path) -> None:
@@ -136,14 +176,14 @@ def test_the_default_is_the_running_pythons_library() -> None:
 
 
 def test_an_unreadable_folder_is_counted(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scandir = os.scandir
+    listdir = os.listdir
 
     def refuse(path: Path) -> object:
         if Path(path).name == "er":
             raise PermissionError(13, "Permission denied")
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(sources.os, "scandir", refuse)
+    monkeypatch.setattr(sources.os, "listdir", refuse)
     found, skipped = read(tree)
     assert sorted(found.values()) == ["A", "B"]
     assert skipped["unreadable"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -76,6 +77,14 @@ class Context:
             if run.status != "finished":
                 counts[run.status] = counts.get(run.status, 0) + 1
         return counts
+
+    @cached_property
+    def device(self) -> str:
+        """The machine, in the page's language as far as we named it ourselves."""
+        threads = re.fullmatch(r"CPU, (\d+) threads?", self.results.device)
+        if threads is None:
+            return self.results.device
+        return self.text("page.one_thread" if threads[1] == "1" else "page.threads", n=threads[1])
 
     def status(self, status: str) -> str:
         key = f"status.{status}"

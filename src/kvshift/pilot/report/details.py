@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from typing import Any
 
 from kvshift.pilot.durations import format_duration
 from kvshift.pilot.report.context import Context
+from kvshift.pilot.results import Results
 from kvshift.pilot.settings import PilotSettings
 
 USUAL_TOKENS_PER_PARAMETER = 20  # near the compute-optimal ratio of Hoffmann et al. 2022
@@ -35,7 +37,7 @@ def trust(context: Context) -> list[str]:
     if isinstance(train_tokens, int) and 0 < train_tokens < results.tokens:
         said.append(text("trust.repeated", epochs=numbers.plain(results.tokens / train_tokens, 1)))
     on_processor = "cpu" in results.device.lower()
-    said.append(text("trust.cpu" if on_processor else "trust.gpu", device=results.device))
+    said.append(text("trust.cpu" if on_processor else "trust.gpu", device=context.device))
     said.append(text("trust.loss"))
     if context.fallen:
         said.append(text("trust.fallen", failed=sum(context.fallen.values()), total=len(results.runs)))
@@ -119,7 +121,7 @@ def _data(context: Context) -> list[tuple[str, str, str]]:
 def _machine(context: Context) -> list[tuple[str, str, str]]:
     results, numbers, text = context.results, context.numbers, context.text
     return [
-        (text("methods.device"), "", results.device),
+        (text("methods.device"), "", context.device),
         *((name, "", version) for name, version in results.versions.items()),
         (text("methods.wall_time"), "", numbers.duration(results.seconds)),
         (text("methods.peak_memory"), "", numbers.bytes(results.peak_memory_bytes)),
@@ -182,8 +184,27 @@ def runs(context: Context) -> dict[str, Any]:
     }
 
 
-def command(asked: PilotSettings) -> str:
-    """The command line that starts this pilot again."""
+def reproduction(results: Results) -> str:
+    """The command line of a pilot that trains the same models on as many tokens, whatever it measures.
+
+    What this plan chose is given, and time enough for it.
+    """
+    asked, recipe = results.settings, results.recipe
+    same = {
+        "budget_seconds": max(asked.budget_seconds, 60 * math.ceil(2 * results.seconds / 60)),
+        "seeds": tuple(results.seeds),
+        "tokens": results.tokens,
+        "sequence_length": recipe.get("sequence_length"),
+        "batch_size": recipe.get("batch_size"),
+        "sizes": None if asked.model is not None else tuple(size.name for size in results.sizes),
+    }
+    if recipe.get("device") == "cuda":
+        same["compile"] = recipe.get("compile")
+    return command(asked.model_copy(update=same), "kvshift-pilot-again")
+
+
+def command(asked: PilotSettings, out: str | None = None) -> str:
+    """The command line of a pilot with these settings, in the folder `out`."""
     words = ["kvshift", "pilot", *asked.sources, "--budget", format_duration(asked.budget_seconds)]
     defaults = PilotSettings()
 
@@ -200,6 +221,7 @@ def command(asked: PilotSettings) -> str:
             add(option, value)
     if asked.compile is not None:
         words.append("--compile" if asked.compile else "--no-compile")
+    words += ["--out", out] if out is not None else []
     return shlex.join(words)
 
 

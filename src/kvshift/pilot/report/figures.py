@@ -289,7 +289,8 @@ def _projection_text(context: Context, last: Estimate, parameters: float) -> lis
         key, shown = "better.projection_undecided", numbers.nats(slope.value, sign=True)
     else:
         key = "better.projection_grows" if slope.value > 0 else "better.projection_falls"
-        shown = numbers.nats(abs(slope.value))
+        slope = slope if slope.value > 0 else slope.turned
+        shown = numbers.nats(slope.value)
     end = context.text(
         "better.projection_end",
         n=numbers.big(parameters),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvshift.pilot.durations import format_duration
 from kvshift.pilot.report.context import Context, decided_side
 from kvshift.pilot.report.details import command
 from kvshift.pilot.results import Estimate
@@ -77,10 +78,11 @@ def _next_step(context: Context) -> dict[str, str] | None:
     # Given seeds and lengths would spend nothing of a larger budget.
     free = {"budget_seconds": result.next_budget_seconds, "seeds": None, "tokens": None}
     bigger = context.results.settings.model_copy(update=free)
+    out = f"kvshift-pilot-{format_duration(result.next_budget_seconds)}"  # this one's holds another pilot
     key = "verdict.bigger_capped" if result.values.get("capped") else "verdict.bigger"
     return {
         "text": context.text(key, time=context.numbers.duration(result.next_budget_seconds)),
-        "command": command(bigger),
+        "command": command(bigger, out),
     }
 
 
@@ -149,10 +151,12 @@ def _money_card(context: Context) -> dict[str, Any]:
     if cost is None or cost.saved_per_thousand is None:
         return _empty_card(context, "money")
     saved = cost.saved_per_thousand
+    lost = saved.value < 0
+    saved = saved.turned if lost else saved
     show = lambda amount: context.numbers.money(amount, cost.currency)  # noqa: E731
     return {
-        "title": context.text("key.money_saved" if saved.value >= 0 else "key.money_lost"),
-        "value": show(abs(saved.value)),
+        "title": context.text("key.money_lost" if lost else "key.money_saved"),
+        "value": show(saved.value),
         "unit": "",
         "note": context.text("key.money_note", thousand=show(1000)),
         "interval": context.numbers.interval(saved, show),

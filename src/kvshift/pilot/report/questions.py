@@ -17,7 +17,7 @@ def better(context: Context) -> str:
     side = decided_side(gain)
     values = {
         "gain": context.numbers.nats(abs(gain.value) if side else gain.value, sign=not side),
-        "interval": context.gain_interval(gain),
+        "interval": context.gain_interval(gain.turned if side < 0 else gain),
     }
     if side > 0:
         return context.say("better.yes", probability=context.probability(gain.value), **values)
@@ -139,7 +139,7 @@ def _money_row(context: Context) -> dict[str, Any]:
     row = _row(context, "money", share, text + context.text("page.space") + pilot)
     key = "saves.of_thousand" if saved.value >= 0 else "saves.of_thousand_more"
     row["value"] = context.text(key, x=show(abs(saved.value)), thousand=show(1000))
-    row["interval"] = numbers.interval(saved, show)
+    row["interval"] = numbers.interval(saved if saved.value >= 0 else saved.turned, show)
     return row
 
 
@@ -148,7 +148,7 @@ def _row(context: Context, key: str, saved: Estimate, text: str) -> dict[str, An
     return {
         "title": title,
         "value": context.text("saves.saved" if saved.value >= 0 else "saves.lost", x=share),
-        "interval": context.share_interval(saved),
+        "interval": context.share_interval(saved if saved.value >= 0 else saved.turned),
         "text": text,
         "undecided": saved.low is not None and saved.high is not None and not saved.clear_of_zero,
         "missing": False,
@@ -211,7 +211,7 @@ def check(context: Context) -> list[str]:
             size=result.size,
             share=numbers.percent(result.share),
             gain=numbers.nats(abs(result.gain.value)),
-            interval=context.gain_interval(result.gain),
+            interval=context.gain_interval(result.gain if result.gain.value >= 0 else result.gain.turned),
             side=side,
         )
     ]

@@ -58,7 +58,7 @@ def render(results: Results, language: str | None = None) -> str:
         methods=details.methods(context),
         settings=details.settings(context),
         runs=details.runs(context),
-        command=details.command(results.settings),
+        command=details.reproduction(results),
     )
 
 
@@ -76,7 +76,7 @@ def _facts(context: Context) -> str:
         seeds=len(results.seeds),
         tokens=numbers.big(results.tokens),
         time=numbers.duration(results.seconds),
-        device=results.device,
+        device=context.device,
     )
 
 

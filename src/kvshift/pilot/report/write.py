@@ -7,7 +7,7 @@ import io
 import math
 from pathlib import Path
 
-from kvshift.pilot.report.files import write_text
+from kvshift.files import output_errors, write_atomically
 from kvshift.pilot.report.render import render
 from kvshift.pilot.results import Results, RunRow
 
@@ -30,9 +30,11 @@ def write_report(results: Results, folder: Path, language: str | None = None) ->
     folder = Path(folder)
     results = finite(results)
     page = render(results, language)
-    write_text(folder / "report.json", results.model_dump_json(indent=2) + "\n")
-    write_text(folder / "runs.csv", runs_csv(results))
-    write_text(folder / "report.html", page)
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report.json", f"{results.model_dump_json(indent=2)}\n".encode())
+    write_atomically(folder / "runs.csv", runs_csv(results).encode())
+    write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
 
 

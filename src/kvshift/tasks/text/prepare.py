@@ -16,13 +16,14 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from kvshift.errors import DataError, OutputError
+from kvshift.files import sync_file, sync_folder
 from kvshift.tasks.text import tokenizer as bpe
 from kvshift.tasks.text.corpus import HINT_BYTES, Corpus, arrange
 from kvshift.tasks.text.data import DESCRIPTION, TOKEN_BYTES, TOKENIZER, VERSION, TextData
 from kvshift.tasks.text.files import NotText, UnreadableFile
 from kvshift.tasks.text.request import TextRequest
 from kvshift.tasks.text.scripts import without_spaces
-from kvshift.tasks.text.sources import Skipped, Source, find_sources
+from kvshift.tasks.text.sources import HIDDEN, Skipped, Source, find_sources
 from kvshift.tasks.text.spool import Spool
 from kvshift.tasks.text.summary import summarise
 from kvshift.tasks.text.tokens import write
@@ -35,10 +36,17 @@ Progress = Callable[[str, float | None], None]
 
 
 def default_cache() -> Path:
-    """`$KVSHIFT_CACHE`, or else `kvshift` in the user's cache folder."""
+    """`$KVSHIFT_CACHE`, or else `kvshift` in the user's cache folder.
+
+    Raises:
+        OutputError: the user has none.
+    """
     if chosen := os.environ.get("KVSHIFT_CACHE"):
-        return Path(chosen).expanduser() / "text"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvshift" / "text"
+        return Path(os.path.expanduser(chosen)) / "text"
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if folder.startswith("~"):
+        raise OutputError("This user has no home folder to keep prepared texts in; set KVSHIFT_CACHE to one.")
+    return Path(folder) / "kvshift" / "text"
 
 
 def prepare(request: TextRequest, cache: Path | None = None, *, progress: Progress | None = None) -> TextData:
@@ -56,7 +64,7 @@ def prepare(request: TextRequest, cache: Path | None = None, *, progress: Progre
     """
     report = progress or (lambda message, share: None)
     sources = find_sources(request)
-    own = bpe.load(Path(request.tokenizer).expanduser()) if request.tokenizer is not None else None
+    own = None if request.tokenizer is None else bpe.load(Path(os.path.expanduser(request.tokenizer)))
     cache = (default_cache() if cache is None else Path(cache)).absolute()
     with _exclusive(cache, report):
         building = cache / _BUILDING
@@ -142,7 +150,8 @@ def _name(
         "version": VERSION,
         "content": spool.content_hash().hex(),
         "titles": titles,
-        "skipped": skipped.counts,
+        # Hidden files come and go (editors' copies, .DS_Store) and leave the text what it was.
+        "skipped": {reason: count for reason, count in skipped.counts.items() if reason != HIDDEN},
         "full": spool.full,
         "vocab_size": request.vocab_size,
         "validation_share": request.validation_share,
@@ -219,12 +228,9 @@ def _check_size(train_tokens: int, validation_tokens: int, corpus: Corpus) -> No
 
 def _move(built: Path, target: Path) -> None:
     """Puts a complete folder in place at once, safe against a power cut."""
-    for path in [*sorted(built.iterdir()), built]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in built.iterdir():
+        sync_file(path)
+    sync_folder(built)
     if target.exists():
         shutil.rmtree(target)
     os.replace(built, target)

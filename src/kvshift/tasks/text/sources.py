@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from kvshift.errors import DataError
+from kvshift.files import OUTPUT_MARK
 from kvshift.tasks.text import tables
 from kvshift.tasks.text.files import NotText, byte_chunks, text_chunks
 from kvshift.tasks.text.request import TextRequest
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _EXAMPLES = 3
+HIDDEN = "hidden"  # why a file is skipped whose name begins with a dot
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Skipped:
         self.counts[reason] += 1
         names = self.examples.setdefault(reason, [])
         if len(names) < _EXAMPLES:
-            names.append(name)
+            names.append(_printable(name))
 
     def __str__(self) -> str:
         return ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
@@ -82,18 +84,19 @@ def find_sources(request: TextRequest) -> list[Source]:
 
 
 def _find(name: str, column: str | None, seen: set[str]) -> Iterator[Source]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name.startswith("hf:"):
         yield _hub(name.removeprefix("hf:"), column)
     elif os.path.lexists(path):
         yield _local(path, column, seen)
     elif glob.has_magic(name):
-        matches = sorted(glob.glob(str(path), recursive=True))
+        found = sorted(glob.glob(str(path), recursive=True))
+        matches = [match for match in found if not _written_by_us(Path(match))]
         if not matches:
             raise DataError(f"No file matches {name!r}; check the pattern, and quote it on the command line.")
         for match in matches:
             yield _local(Path(match), column, seen)
-    elif _HUB_NAME.fullmatch(name) and not path.parent.exists():
+    elif _HUB_NAME.fullmatch(name) and not os.path.lexists(path.parent):
         yield _hub(name, column)
     else:
         raise DataError(f"There is no file or folder {name!r}; check the path.")
@@ -110,7 +113,7 @@ def _local(path: Path, column: str | None, seen: set[str]) -> Source:
         raise DataError(
             f"Cannot read {path}: {error.strerror}; check the link or its permissions."
         ) from error
-    title = path.name or path.resolve().name or str(path)
+    title = _printable(path.name or path.resolve().name or str(path))
     if stat.S_ISREG(mode):
         return Source(title, lambda skipped: _file(path, path.name, column, skipped, seen, named=True))
     if not stat.S_ISDIR(mode):
@@ -123,39 +126,36 @@ def _local(path: Path, column: str | None, seen: set[str]) -> Source:
 
 
 def _folder(top: Path, column: str | None, skipped: Skipped, seen: set[str]) -> Iterator[Document]:
-    for path in _walk(top, skipped, set()):
+    for path in _walk(top, skipped):
         yield from _file(path, str(path.relative_to(top)), column, skipped, seen, named=False)
 
 
-def _walk(folder: Path, skipped: Skipped, walked: set[tuple[int, int]]) -> Iterator[Path]:
-    """Regular files below a folder, in name order. Links are followed, but no folder is read twice."""
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        skipped.add("unreadable", str(folder))
-        return
-    identity = (status.st_dev, status.st_ino)
-    if identity in walked:
-        skipped.add("folder reached twice", str(folder))
-        return
-    walked.add(identity)
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith("."):
-            skipped.add("hidden", str(path))
+def _walk(top: Path, skipped: Skipped) -> Iterator[Path]:
+    """Regular files below a folder, in name order, however deep. Links are followed, but no folder is read
+    twice, and none that kvshift wrote: a pilot in the folder it reads must find the same text later."""
+    walked: set[tuple[int, int]] = set()
+    waiting = [top]  # the next one last
+    while waiting:
+        path = waiting.pop()
+        if path is not top and path.name.startswith("."):
+            skipped.add(HIDDEN, str(path))
             continue
         try:
-            mode = entry.stat().st_mode
+            status = path.stat()
+            inside = sorted(os.listdir(path), reverse=True) if stat.S_ISDIR(status.st_mode) else None
         except OSError:
             skipped.add("unreadable", str(path))
             continue
-        if stat.S_ISDIR(mode):
-            yield from _walk(path, skipped, walked)
-        elif stat.S_ISREG(mode):
-            yield path
-        else:
-            skipped.add("not a regular file", str(path))
+        if inside is None:
+            if stat.S_ISREG(status.st_mode):
+                yield path
+            else:
+                skipped.add("not a regular file", str(path))
+        elif (status.st_dev, status.st_ino) in walked:
+            skipped.add("folder reached twice", str(path))
+        elif OUTPUT_MARK not in inside:
+            walked.add((status.st_dev, status.st_ino))
+            waiting += [path / name for name in inside]
 
 
 def _file(
@@ -166,7 +166,7 @@ def _file(
         return
     seen.add(identity)
     if not tables.is_table(path):
-        yield Document(name, text_chunks(byte_chunks(path)), named)
+        yield Document(_printable(name), text_chunks(byte_chunks(path)), named)
         return
     try:
         yield from _records(name, tables.values(path, column), skipped)
@@ -177,9 +177,18 @@ def _file(
         skipped.add("table without a column 'text'", name)
 
 
+def _printable(name: str) -> str:
+    """A file's name that can be written: bytes that are not UTF-8 become "�"."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _written_by_us(path: Path) -> bool:
+    return any((folder / OUTPUT_MARK).is_file() for folder in (path, *path.parents))
+
+
 def _records(name: str, values: Iterator[Any], skipped: Skipped) -> Iterator[Document]:
     for number, value in enumerate(values, start=1):
-        title = f"{name}, record {number}"
+        title = f"{_printable(name)}, record {number}"
         if value is None:
             skipped.add("record without text", title)
         elif not isinstance(value, str):

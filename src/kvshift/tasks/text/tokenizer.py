@@ -101,8 +101,8 @@ def load(path: Path) -> tuple[Tokenizer, int]:
     Raises:
         DataError: there is none, it cannot be read, or it has no end token.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "tokenizer.json" if os.path.isdir(path) else path
+    if not os.path.isfile(file):
         raise DataError(f"There is no tokenizer {file}; give a tokenizer.json or the folder that holds it.")
     try:
         tokenizer = Tokenizer.from_file(str(file))
