@@ -17,11 +17,12 @@ ROOMS = {
     "shift": {"errors"},
     "kernels": {"shift", "errors"},
     "models": {"shift", "files", "errors"},
+    "bench": {"models", "kernels", "shift", "files", "errors"},
     "tasks": {"errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},
     "inspection": {"models", "shift", "errors"},
     "pilot": {"training", "inspection", "tasks", "models", "shift", "files", "errors"},
-    "cli": {"pilot", "training", "inspection", "tasks", "models", "shift", "files", "errors"},
+    "cli": {"pilot", "training", "inspection", "bench", "tasks", "models", "shift", "files", "errors"},
 }
 LONGEST = 450
 

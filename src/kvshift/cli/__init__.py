@@ -10,7 +10,7 @@ import time
 import typer
 
 from kvshift import __version__
-from kvshift.cli import convert, doctor, inspect, pilot, train
+from kvshift.cli import bench, convert, doctor, inspect, pilot, train
 from kvshift.errors import KVShiftError, OutputError, UsageError
 
 INTERRUPTED = 130
@@ -47,6 +47,7 @@ app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
+app.command("bench")(bench.bench)
 
 
 def main(arguments: list[str] | None = None) -> int:
