@@ -15,7 +15,8 @@ from kvshift.bench.schema import BenchResult, DecodingRow, OperatorRow, Spread, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_OURS, _PEER, _LESS = "#1b9e77", "#b3b3b3", "#dcdcdc"
+_OURS = "#1b9e77"
+_PEERS = ("#999999", "#333333", "#d95f02", "#7570b3", "#e7298a", "#e6ab02", "#66a61e")
 _ARMS = ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 
 
@@ -33,7 +34,7 @@ def draw(result: BenchResult) -> bytes | None:
     for direction in ("forward", "forward+backward"):
         rows = [row for row in result.operators if row.direction == direction and row.share is not None]
         if rows:
-            panels.append((len(rows), lambda axes, rows=rows: _shares(axes, rows)))  # type: ignore[misc]
+            panels.append((2 + len(_lines_of(rows)), lambda axes, rows=rows: _shares(axes, rows)))  # type: ignore[misc]
     of_steps = [row for row in result.steps if row.over_vanilla is not None]
     of_decoding = [row for row in result.decoding if row.over_vanilla is not None]
     if of_steps:
@@ -43,7 +44,7 @@ def draw(result: BenchResult) -> bytes | None:
     if not panels:
         return None
     lines = [max(lines for lines, _ in panels[start : start + 2]) for start in range(0, len(panels), 2)]
-    heights = [max(2.2, 1.0 + 0.24 * count) for count in lines]
+    heights = [max(2.2, 1.0 + 0.3 * count) for count in lines]
     style: Any = {"font.size": 8, "axes.titlesize": 10, "axes.titlelocation": "left"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(15, 0.5 + sum(heights)), layout="constrained")
@@ -68,31 +69,50 @@ def _title(result: BenchResult) -> str:
 
 
 def _shares(axes: Axes, rows: list[OperatorRow]) -> None:
-    """What each reached of the copy bandwidth, ours in green."""
-    labels = [
-        f"{row.operator} {list(row.shape)}{' packed' if row.packed else ''}: {row.contender}" for row in rows
-    ]
-    shares = [row.share or 0.0 for row in rows]
-    colours = [_OURS if row.contender == OURS else _PEER if row.work == "same" else _LESS for row in rows]
-    axes.barh(range(len(rows)), shares, color=colours)
-    for place, (row, share) in enumerate(zip(rows, shares, strict=True)):
-        if row.time is not None:
-            axes.text(share + 0.01, place, f"{row.time.median * 1e6:,.1f} µs", va="center", fontsize=6.5)
+    """What each contender reached of the copy bandwidth, a line for each operator and shape."""
+    lines = _lines_of(rows)
+    others = [name for name in dict.fromkeys(row.contender for row in rows) if name != OURS]
+    for number, name in enumerate([*others, OURS]):  # ours on top
+        points = [(row.share or 0.0, lines.index(_line(row))) for row in rows if row.contender == name]
+        axes.scatter(
+            [share for share, _ in points],
+            [line for _, line in points],
+            s=70 if name == OURS else 28,
+            color=_OURS if name == OURS else _PEERS[number % len(_PEERS)],
+            marker="D" if name == OURS else "o",
+            label=name,
+            zorder=3,
+        )
+    for row in rows:
+        if row.contender == OURS and row.time is not None:
+            said = f"{row.time.median * 1e6:,.1f} µs"
+            place = (row.share or 0.0, lines.index(_line(row)))
+            axes.annotate(said, place, (0, 7), textcoords="offset points", ha="center", fontsize=6.5)
     axes.axvline(1, color="#444444", lw=0.8, ls="--")
-    axes.set_xlim(0, max(1.15, 1.15 * max(shares)))
-    _lines(axes, labels, f"{rows[0].direction}: share of copy bandwidth (more is better)")
+    axes.set_xlim(0, 1.08 * max(1.0, *(row.share or 0.0 for row in rows)))
+    axes.grid(axis="y", color="#eeeeee")
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4, frameon=False)
+    _label(axes, lines, f"{rows[0].direction}: share of copy bandwidth (more is better)")
+
+
+def _line(row: OperatorRow) -> str:
+    return f"{row.operator} {list(row.shape)}{' packed' if row.packed else ''}"
+
+
+def _lines_of(rows: list[OperatorRow]) -> list[str]:
+    return list(dict.fromkeys(map(_line, rows)))
 
 
 def _steps(axes: Axes, rows: list[StepRow]) -> None:
     labels = [f"{row.configuration}, {row.layers} layers, {row.mode}: {row.arm}" for row in rows]
     _ratios(axes, labels, [row.arm for row in rows], [row.over_vanilla for row in rows])
-    _lines(axes, labels, f"Training step: time ÷ {BASELINE} (less is better)")
+    _label(axes, labels, f"Training step: time ÷ {BASELINE} (less is better)")
 
 
 def _decoding(axes: Axes, rows: list[DecodingRow]) -> None:
     labels = [f"{row.configuration}, {row.way}, batch {row.batch}: {row.arm}" for row in rows]
     _ratios(axes, labels, [row.arm for row in rows], [row.over_vanilla for row in rows])
-    _lines(axes, labels, f"Decoding: tokens/s ÷ {BASELINE} (more is better)")
+    _label(axes, labels, f"Decoding: tokens/s ÷ {BASELINE} (more is better)")
 
 
 def _ratios(axes: Axes, labels: list[str], arms: list[str], ratios: list[Spread | None]) -> None:
@@ -115,7 +135,7 @@ def _ratios(axes: Axes, labels: list[str], arms: list[str], ratios: list[Spread 
     axes.margins(x=0.1)
 
 
-def _lines(axes: Axes, labels: list[str], title: str) -> None:
+def _label(axes: Axes, labels: list[str], title: str) -> None:
     axes.set_yticks(range(len(labels)), labels, fontsize=6.5)
     axes.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
     axes.set_title(title)

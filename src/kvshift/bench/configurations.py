@@ -69,7 +69,7 @@ CONFIGURATIONS = {
     )
 }
 ON_GPU = ("1.5b", "2.9b", "19b-layer")
-QUICK_ON_GPU = ("1.5b",)
+DECODED_ON_GPU = QUICK_ON_GPU = ("1.5b",)
 ON_CPU = ("tiny",)
 QUICK_LAYERS = 2
 

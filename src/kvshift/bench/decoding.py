@@ -113,7 +113,7 @@ def _by_loop(model: PreTrainedModel, job: Job, time: Stopwatch) -> Decoder:
 
 WAYS = (
     Way("static cache, compiled loop", _by_loop, compiles=True),
-    Way("static cache, generate", _by_generate),
+    Way("static cache, generate", _by_generate, most_batch=1),
     Way("dynamic cache, generate", _by_generate_eager, most_batch=1, quick=False),
 )
 
@@ -147,7 +147,7 @@ def measure_decoding(
     length = max(effort.prompt + effort.new, configuration.length)
     vanilla = build(configuration, built, device, dtype, length).eval()
     rows: list[DecodingRow] = []
-    for way, batch in parts(ways, effort):
+    for way, batch in parts_of(ways, effort):
         torch.compiler.reset()  # what another batch compiled counts against this one
         watch.now(f"{configuration.name} {way.name}, batch {batch}")
         tokens = torch.randint(configuration.vocabulary, (batch, effort.prompt), device=device)
@@ -158,7 +158,7 @@ def measure_decoding(
     return rows
 
 
-def parts(ways: Sequence[Way], effort: Effort) -> list[tuple[Way, int]]:
+def parts_of(ways: Sequence[Way], effort: Effort) -> list[tuple[Way, int]]:
     """Each way with each of its batches."""
     return [(way, batch) for way in ways for batch in effort.batches if batch <= (way.most_batch or batch)]
 

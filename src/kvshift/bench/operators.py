@@ -65,6 +65,7 @@ def measure_operator(
         cases = bench.cases()
         for direction in ("forward", "forward+backward") if operator.leaves else ("forward",):
             rows += bench.time(ready, errors, cases, direction)
+    watch.done()
     release_memory()
     return rows
 

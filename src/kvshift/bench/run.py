@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 
@@ -14,11 +15,11 @@ from kvshift.bench.arms import ARMS
 from kvshift.bench.attempts import attempt
 from kvshift.bench.bandwidth import measure_bandwidth
 from kvshift.bench.contenders import DECODE, NORM_ROTARY, ROTARY, SHIFT, Operator
-from kvshift.bench.decoding import measure_decoding, parts
+from kvshift.bench.decoding import measure_decoding, parts_of
 from kvshift.bench.machine import describe
 from kvshift.bench.operators import Machine, measure_operator
 from kvshift.bench.schema import BenchResult
-from kvshift.bench.settings import Settings
+from kvshift.bench.settings import SECTIONS, Settings
 from kvshift.bench.shapes import Shape
 from kvshift.bench.steps import measure_steps
 from kvshift.bench.watch import Watch
@@ -28,7 +29,6 @@ RESULTS = "bench.json"
 ERRORS = "errors.txt"
 _WEIGHTS = {"operators": 0.35, "steps": 0.35, "decoding": 0.3}
 """How a quick bench's time is divided."""
-T = TypeVar("T")
 
 
 def run_bench(
@@ -40,7 +40,7 @@ def run_bench(
     on_start: Callable[[BenchResult], None] = lambda result: None,
     after_section: Callable[[str, BenchResult], None] = lambda name, result: None,
 ) -> BenchResult:
-    """Measures what the settings say; `bench.json` is written after the bandwidth and after every section.
+    """Measures what the settings say; `bench.json` is written after every shape, model and section.
 
     Args:
         folder: made if it is not there. Tracebacks of what failed go to `errors.txt` in it.
@@ -56,16 +56,20 @@ def run_bench(
     result = BenchResult(command=command, machine=describe(device), quick=settings.quick)
     write(result, folder, watch)
     on_start(result)
-    sections = {name: section for name, section in _SECTIONS.items() if name in settings.only}
-    share, whole = 0.0, sum(_WEIGHTS[name] for name in sections)
+    share, whole = 0.0, sum(_WEIGHTS[name] for name in settings.only)
     try:
         watch.now("copy bandwidth")
         result.bandwidth = measure_bandwidth(device, buffer_bytes=settings.bandwidth_bytes)
-        for name, section in sections.items():
+        for name in SECTIONS:
+            if name not in settings.only:
+                continue
             share += _WEIGHTS[name] / whole
             watch.may_use(min(1.0, share))
-            section(settings, result, watch)
-            write(result, folder, watch)
+            parts, units = _PLANS[name](settings, result, watch)
+            with watch.section(name, units):
+                for part in parts:
+                    _measure(part, result, watch)
+                    write(result, folder, watch)
             after_section(name, result)
         result.finished = True
     finally:
@@ -81,25 +85,46 @@ def write(result: BenchResult, folder: Path, watch: Watch) -> None:
         write_atomically(folder / ERRORS, "\n\n".join(watch.traces).encode())
 
 
+@dataclass(frozen=True)
+class Part:
+    """One shape of an operator, or one model."""
+
+    what: str
+    measure: Callable[[], list[Any]]
+    rows: list[Any]
+    """Where its rows go."""
+
+
+Plan = tuple[list[Part], int]
+"""The parts of a section, and how many units of progress they report."""
+
+
+def _measure(part: Part, result: BenchResult, watch: Watch) -> None:
+    """A part's rows; a note if there are none because it failed or the time is over."""
+    if watch.over:
+        result.notes.append(f"Left out, for the time was over: {part.what}.")
+        return
+    outcome = attempt(part.measure)
+    if outcome.failure is not None:
+        watch.failed(part.what, outcome.failure)
+        result.notes.append(f"Failed: {part.what}: {outcome.failure.reason}")
+    part.rows.extend(outcome.value or [])
+
+
 def plan_operators(settings: Settings) -> list[tuple[Operator, Shape]]:
     """What is measured, what matters most first: a quick bench may not come to the end."""
     if not settings.on_gpu:
         return [(SHIFT, shape) for shape in (shapes.QUICK_ON_CPU if settings.quick else shapes.ON_CPU)]
     if settings.quick:
         first, small, packed = shapes.QUICK
-        return [
-            (SHIFT, first),
-            (ROTARY, first),
-            (SHIFT, small),
-            (DECODE, shapes.DECODING[0]),
-            (SHIFT, packed),
-        ]
-    planned = [(operator, shape) for operator in (SHIFT, ROTARY) for shape in shapes.SHAPES]
+        step = shapes.DECODING[0]
+        return [(SHIFT, first), (ROTARY, first), (SHIFT, small), (DECODE, step), (SHIFT, packed)]
+    planned = [(operator, shape) for shape in shapes.SHAPES for operator in (SHIFT, ROTARY)]
     planned += [(NORM_ROTARY, shape) for shape in shapes.WITH_NORM]
     return planned + [(DECODE, shape) for shape in shapes.DECODING]
 
 
-def _operators(settings: Settings, result: BenchResult, watch: Watch) -> None:
+def _operators(settings: Settings, result: BenchResult, watch: Watch) -> Plan:
     assert result.bandwidth is not None
     machine = Machine(
         torch.device(settings.device),
@@ -107,14 +132,10 @@ def _operators(settings: Settings, result: BenchResult, watch: Watch) -> None:
         result.machine.cache_bytes,
         result.bandwidth.bytes_per_second.median,
     )
-    planned = plan_operators(settings)
-    with watch.section("operators", len(planned)):
-        for operator, shape in planned:
-            what = f"{operator.name} {shape.name}"
-            if watch.over:
-                result.notes.append(f"Left out, for the time was over: {what}.")
-                continue
-            measure = partial(
+    parts = [
+        Part(
+            f"{operator.name} {shape.name}",
+            partial(
                 measure_operator,
                 operator,
                 shape,
@@ -122,20 +143,19 @@ def _operators(settings: Settings, result: BenchResult, watch: Watch) -> None:
                 settings.operator_effort,
                 watch,
                 quick=settings.quick,
-            )
-            result.operators += _or_note(measure, what, result, watch)
-            watch.done()
+            ),
+            result.operators,
+        )
+        for operator, shape in plan_operators(settings)
+    ]
+    return parts, len(parts)
 
 
-def _steps(settings: Settings, result: BenchResult, watch: Watch) -> None:
-    chosen = [each for each in settings.chosen if each.trained]
-    with watch.section("steps", len(chosen) * len(settings.modes) * sum(arm.trained for arm in ARMS)):
-        for configuration in chosen:
-            what = f"training steps of {configuration.name}"
-            if watch.over:
-                result.notes.append(f"Left out, for the time was over: {what}.")
-                continue
-            measure = partial(
+def _steps(settings: Settings, result: BenchResult, watch: Watch) -> Plan:
+    parts = [
+        Part(
+            f"training steps of {configuration.name}",
+            partial(
                 measure_steps,
                 configuration,
                 torch.device(settings.device),
@@ -144,20 +164,19 @@ def _steps(settings: Settings, result: BenchResult, watch: Watch) -> None:
                 watch,
                 layers=settings.most_layers,
                 modes=settings.modes,
-            )
-            result.steps += _or_note(measure, what, result, watch)
+            ),
+            result.steps,
+        )
+        for configuration in settings.trained
+    ]
+    return parts, len(parts) * len(settings.modes) * sum(arm.trained for arm in ARMS)
 
 
-def _decoding(settings: Settings, result: BenchResult, watch: Watch) -> None:
-    chosen = [each for each in settings.chosen if each.decoded]
-    count = len(parts(settings.ways, settings.decoding_effort))
-    with watch.section("decoding", len(chosen) * count):
-        for configuration in chosen:
-            what = f"decoding of {configuration.name}"
-            if watch.over:
-                result.notes.append(f"Left out, for the time was over: {what}.")
-                continue
-            measure = partial(
+def _decoding(settings: Settings, result: BenchResult, watch: Watch) -> Plan:
+    parts = [
+        Part(
+            f"decoding of {configuration.name}",
+            partial(
                 measure_decoding,
                 configuration,
                 torch.device(settings.device),
@@ -166,20 +185,15 @@ def _decoding(settings: Settings, result: BenchResult, watch: Watch) -> None:
                 watch,
                 layers=settings.most_layers,
                 ways=settings.ways,
-            )
-            result.decoding += _or_note(measure, what, result, watch)
+            ),
+            result.decoding,
+        )
+        for configuration in settings.decoded
+    ]
+    return parts, len(parts) * len(parts_of(settings.ways, settings.decoding_effort))
 
 
-def _or_note(measure: Callable[[], list[T]], what: str, result: BenchResult, watch: Watch) -> list[T]:
-    """The rows, or none and a note that says why."""
-    outcome = attempt(measure)
-    if outcome.failure is not None:
-        watch.failed(what, outcome.failure)
-        result.notes.append(f"Failed: {what}: {outcome.failure.reason}")
-    return outcome.value or []
-
-
-_SECTIONS: dict[str, Callable[[Settings, BenchResult, Watch], None]] = {
+_PLANS: dict[str, Callable[[Settings, BenchResult, Watch], Plan]] = {
     "operators": _operators,
     "steps": _steps,
     "decoding": _decoding,

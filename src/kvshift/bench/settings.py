@@ -25,6 +25,8 @@ class Settings:
     layers: int | None = None
     """At most so many in each configuration."""
     quick: bool = False
+    minutes: float | None = None
+    """After which nothing more is begun. None: as long as it takes, or two for a quick bench."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.only if name not in SECTIONS]:
@@ -54,18 +56,30 @@ class Settings:
 
     @property
     def budget(self) -> float | None:
-        """Seconds after which a quick bench begins nothing more, a last part included in its two minutes."""
+        """Seconds after which nothing more is begun; what was begun before may take some more."""
+        if self.minutes is not None:
+            return 60 * self.minutes
         if not self.quick:
             return None
         return 100.0 if self.on_gpu else 50.0
 
     @property
-    def chosen(self) -> tuple[Configuration, ...]:
-        """The configurations, in the table's order."""
+    def trained(self) -> tuple[Configuration, ...]:
+        """The configurations whose steps are measured."""
+        return tuple(each for each in self._chosen(self.models) if each.trained)
+
+    @property
+    def decoded(self) -> tuple[Configuration, ...]:
+        """The configurations whose decoding is measured: one of the paper's, unless others are named."""
+        default = configurations.DECODED_ON_GPU if self.on_gpu else None
+        return tuple(each for each in self._chosen(self.models or default) if each.decoded)
+
+    def _chosen(self, models: tuple[str, ...] | None) -> tuple[Configuration, ...]:
+        """In the table's order."""
         default: tuple[str, ...] = configurations.ON_CPU
         if self.on_gpu:
             default = configurations.QUICK_ON_GPU if self.quick else configurations.ON_GPU
-        names = self.models or default
+        names = models or default
         return tuple(each for name, each in CONFIGURATIONS.items() if name in names)
 
     @property

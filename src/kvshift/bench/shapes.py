@@ -101,7 +101,7 @@ class Case:
         norms = {name: 1 + 0.1 * draw(shape.head_dim) for name in ("q_norm", "k_norm")}
         turn = torch.outer(
             torch.arange(1, shape.time + 1, device=device),
-            100_000 ** (-torch.arange(0, 1, 2 / shape.head_dim, device=device)),
+            100_000 ** (-torch.arange(shape.head_dim // 2, device=device) * 2 / shape.head_dim),
         ).repeat(1, 2)[None]
         starts = None
         if shape.packed:

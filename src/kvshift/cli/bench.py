@@ -30,6 +30,9 @@ def bench(
         int | None,
         typer.Option(help="Build models with at most so many layers. Default: all, or as many as fit."),
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin nothing more after so many minutes; what is missing is named.")
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for bench.json, bench.png and errors.txt; earlier ones are replaced.")
     ] = Path("kvshift-bench"),
@@ -50,6 +53,7 @@ def bench(
     sections = values.names("--only", only)
     chosen = values.names("--config", config)
     values.whole("--layers", layers, 1, 1000)
+    values.number("--minutes", minutes, above=0, most=100_000)
     values.one_of("--device", device, ("auto", "cpu", "cuda"))
 
     import torch
@@ -65,12 +69,18 @@ def bench(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Settings(device=device, only=sections or SECTIONS, models=chosen, layers=layers, quick=quick)
+    settings = Settings(
+        device=device,
+        only=sections or SECTIONS,
+        models=chosen,
+        layers=layers,
+        quick=quick,
+        minutes=minutes,
+    )
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # In a file or a pipe nobody can widen the window.
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    console = Console(width=width)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
     watch = Watch(Console(stderr=True), settings.budget)
     result = run_bench(
         settings,
