@@ -39,8 +39,8 @@ class Recorder:
 class Flusher:
     """Overwrites the cache, and keeps the device busy while the host prepares what is timed next."""
 
-    def __init__(self, cache_bytes: int) -> None:
-        self._buffer = torch.empty(4 * cache_bytes, dtype=torch.uint8, device="cuda")
+    def __init__(self, cache_bytes: int, device: torch.device) -> None:
+        self._buffer = torch.empty(4 * cache_bytes, dtype=torch.uint8, device=device)
 
     def __call__(self) -> None:
         self._buffer.zero_()

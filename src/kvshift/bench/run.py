@@ -131,6 +131,7 @@ def _operators(settings: Settings, result: BenchResult, watch: Watch) -> Plan:
         settings.dtype,
         result.machine.cache_bytes,
         result.bandwidth.bytes_per_second.median,
+        settings.on_gpu,
     )
     parts = [
         Part(

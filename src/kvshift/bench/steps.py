@@ -210,14 +210,19 @@ def _first_steps(
         raise RuntimeError(f"The first step's loss is {float(loss)}.")
     ready = time.monotonic() - began
     step()
-    peak = None
-    if trainer.device.type == "cuda":
-        _wait(trainer.device)
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        _wait(trainer.device)
-        peak = torch.cuda.max_memory_allocated()
+    peak = _peak_bytes(step, trainer.device)
     return step, {"parameters": parameters, "ready_seconds": ready, "peak_bytes": peak}
+
+
+def _peak_bytes(step: Callable[[], object], device: torch.device) -> int | None:
+    """Allocated at once during a step; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
 
 
 def _wait(device: torch.device) -> None:
