@@ -9,11 +9,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports the kernels
+
+# The same examples each time, so that a change is not blamed for what another draw would have found before
+# it; elsewhere they are drawn afresh.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 sys.path.insert(0, str(Path(__file__).parent / "models" / "helpers"))  # the tiny models of every family
 

@@ -16,7 +16,7 @@ ROOMS = {
     "files": {"errors"},
     "shift": {"errors"},
     "kernels": {"shift", "errors"},
-    "models": {"shift", "files", "errors"},
+    "models": {"kernels", "shift", "files", "errors"},
     "bench": {"models", "kernels", "shift", "files", "errors"},
     "tasks": {"errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import EagerAndRecordGraphs
 
 from kvshift.errors import UsageError
 from kvshift.kernels import dispatch
@@ -65,16 +66,17 @@ def needs_grad() -> torch.Tensor:
 
 
 CANNOT = {
-    "float64": (torch.float64, torch.float32, None, "rows of torch.float64"),
-    "taps": (torch.float32, torch.float64, None, "taps of torch.float64"),
-    "state": (torch.float32, torch.float32, needs_grad, "reach the state"),
+    "float64": (torch.float64, torch.float32, 2, None, "rows of torch.float64"),
+    "taps": (torch.float32, torch.float64, 2, None, "taps of torch.float64"),
+    "window": (torch.float32, torch.float32, 5, None, "windows of 2 to 4, not 5"),
+    "state": (torch.float32, torch.float32, 2, needs_grad, "reach the state"),
 }
 
 
 @pytest.mark.parametrize("case", CANNOT)
 def test_what_the_kernels_cannot_do_is_refused_if_they_were_asked_for(device: str, case: str) -> None:
-    dtype, of_taps, state, why = CANNOT[case]
-    x, taps = torch.randn(1, 5, 2, 8, dtype=dtype, device=device), torch.randn(2, 2, dtype=of_taps)
+    dtype, of_taps, window, state, why = CANNOT[case]
+    x, taps = torch.randn(1, 5, 2, 8, dtype=dtype, device=device), torch.randn(2, window, dtype=of_taps)
     before = None if state is None else state().to(device)
     with pytest.raises(UsageError, match=why):
         dispatch.shift(x, taps.to(device), state=before, backend="triton")
@@ -93,6 +95,28 @@ def test_inside_a_transform_of_torch_func_the_kernels_are_refused(device: str) -
         torch.func.vmap(lambda one: dispatch.shift(one, taps, backend="triton")[0])(x)
 
 
+def test_compiled_code_takes_the_kernels_in_one_graph(device: str) -> None:
+    x, taps = torch.randn(2, 5, 2, 8, device=device), torch.randn(2, 2, device=device)
+    starts = torch.rand(2, 5, device=device) < 0.3
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return dispatch.shift(x, taps, starts=starts, keep_state=False, backend="triton")[0]
+
+    graphs = EagerAndRecordGraphs()
+    torch._dynamo.reset()
+    found = torch.compile(run, fullgraph=True, backend=graphs)(x)
+    assert torch.equal(found, run(x))
+    assert "kvshift.shift" in str(graphs.graphs[0].graph)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_a_gpu_that_is_not_the_current_one() -> None:
+    x, taps = torch.randn(1, 5, 2, 8, device="cuda:1"), torch.randn(2, 2, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    found = dispatch.shift(x, taps, backend="triton")
+    torch.testing.assert_close(found, definition.shift(x, taps))
+
+
 def test_on_the_cpu_kernels_are_refused_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     x, taps = torch.randn(1, 5, 2, 8), torch.randn(2, 2)
@@ -101,7 +125,7 @@ def test_on_the_cpu_kernels_are_refused_unless_interpreted(monkeypatch: pytest.M
 
 
 def test_without_triton_they_are_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     x, taps = torch.randn(1, 5, 2, 8, device=device), torch.randn(2, 2, device=device)
     with pytest.raises(UsageError, match="not installed"):
         dispatch.shift(x, taps, backend="triton")

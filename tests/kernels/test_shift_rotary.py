@@ -107,9 +107,17 @@ def test_results_and_gradients_are_those_of_the_single_steps(
         size = None
         if norm and name == "k_taps":
             # A norm undoes what taps do to a row's length, so their gradient Σ dh·k nearly cancels: it is
-            # compared with |dh|·|k|, where dk = taps · dh.
-            dk = exact[names.index("k")]
-            size = dk.norm() * tensors["k"].norm() / tensors["k_taps"].norm()
+            # compared with |dh|·|k|, where h are the shifted keys.
+            k = tensors["k"].to(dtype).double()
+            state = None if states["k_state"] is None else states["k_state"].double()
+            h, _ = definition(k, tensors["k_taps"].double(), starts=fixed["starts"], state=state)
+            h = h.detach().requires_grad_()
+            out = rotated(
+                h, tensors["k_norm"].double(), fixed["cos"].double(), fixed["sin"].double(), eps=1e-5,
+                interleaved=interleaved,
+            )  # fmt: skip
+            out.backward(gradients[1].double())
+            size = h.grad.norm() * k.norm()
         error, of_the_definition = (relative_error(x, right, size) for x in (mine, typed))
         assert error <= allowed(dtype, of_the_definition), name
     assert all(x.dtype == dtype and x.is_contiguous() for x in found[:3])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 from tiny_models import TINY, VOCABULARY, make_config, make_shifted, make_vanilla
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from kvshift.kernels import dispatch
 
 FAMILIES = ("llama", "mistral", "qwen3")  # no norm, sliding window, norm of the keys: the depth of the tests
 
@@ -44,6 +48,28 @@ def tokens() -> Callable[..., torch.Tensor]:
         return torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
     return draw
+
+
+class Shifted(NamedTuple):
+    """One call of the shift in a model: what went in and what came out."""
+
+    rows: Tensor
+    taps: Tensor
+    out: Tensor
+
+
+@pytest.fixture
+def shifts(monkeypatch) -> list[Shifted]:
+    """Every shift that a model makes from now on, in order."""
+    made, original = [], dispatch.shift
+
+    def shift(rows: Tensor, taps: Tensor, **options) -> tuple[Tensor, Tensor | None]:
+        out, state = original(rows, taps, **options)
+        made.append(Shifted(rows, taps, out))
+        return out, state
+
+    monkeypatch.setattr(dispatch, "shift", shift)
+    return made
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from modes import padded
 
 import kvshift
 from kvshift.errors import UnsupportedModelError
-from kvshift.models import shift_modules
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 SHIFTS = {
@@ -24,6 +25,19 @@ SHIFTS = {
 
 def positions(*lengths: int) -> torch.Tensor:
     return torch.cat([torch.arange(length) for length in lengths])[None]
+
+
+@pytest.fixture
+def shifted_keys(shifts) -> Callable[..., torch.Tensor]:
+    """The first layer's keys after the shift."""
+
+    @torch.no_grad()
+    def run(model, batch: torch.Tensor, **inputs) -> torch.Tensor:
+        shifts.clear()
+        model(batch, use_cache=False, **inputs)
+        return shifts[0].out
+
+    return run
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -127,7 +141,7 @@ def test_both_attention_implementations_agree(family, shifted, tokens, full_logi
 
 
 @torch.no_grad()
-def test_seq_idx_and_cu_seq_lens_mark_starts(family, shifted, tokens) -> None:
+def test_seq_idx_and_cu_seq_lens_mark_starts(family, shifted, tokens, shifted_keys) -> None:
     """With attention limited to a token itself, what is left of the past comes through the shift alone."""
     model = shifted(family)
     batch, lengths = tokens(1, 9), (4, 1, 4)
@@ -140,7 +154,7 @@ def test_seq_idx_and_cu_seq_lens_mark_starts(family, shifted, tokens) -> None:
 
 
 @torch.no_grad()
-def test_cu_seq_lens_run_through_a_batch_of_several_rows(family, shifted, tokens) -> None:
+def test_cu_seq_lens_run_through_a_batch_of_several_rows(family, shifted, tokens, shifted_keys) -> None:
     """As many documents as rows, none beginning where a row does but the first."""
     model = shifted(family)
     batch = tokens(2, 6)
@@ -151,31 +165,23 @@ def test_cu_seq_lens_run_through_a_batch_of_several_rows(family, shifted, tokens
 
 @pytest.mark.parametrize("case", ["packed", "left", "right"])
 @torch.no_grad()
-def test_nothing_foreign_reaches_a_token_through_the_shift(family, shifted, tokens, case) -> None:
+def test_nothing_foreign_reaches_a_token_through_the_shift(family, shifted, tokens, case, shifts) -> None:
     """Not even NaN in a row of padding, or of another document, times a tap of zero."""
     model = shifted(family, kvshift.KVShiftConfig(init="paper", window=3, shift_queries=True))
     embeddings = model.get_input_embeddings()(tokens(1, 9)).clone()
     foreign = slice(5, 9) if case == "right" else slice(0, 5)
     own = slice(0, 5) if case == "right" else slice(5, 9)
-    clean = {}
-    poisoned = {}
-    embeddings[:, foreign] = 1.0
     mask = torch.ones(1, 9, dtype=torch.long)
     mask[:, foreign] = 0
     batch = {"position_ids": positions(5, 4)} if case == "packed" else {"attention_mask": mask}
-    for store, value in ((clean, 1.0), (poisoned, float("nan"))):
+    for value in (1.0, float("nan")):
         embeddings[:, foreign] = value
-        module = shift_modules(model)[0]
-
-        def keep(module, arguments, output, store=store) -> None:
-            store[arguments[0]] = output[0]
-
-        handle = module.register_forward_hook(keep)
         model(inputs_embeds=embeddings, use_cache=False, **batch)
-        handle.remove()
-    for name in "qkv":
-        assert torch.isnan(poisoned[name][:, foreign]).all()
-        assert torch.equal(poisoned[name][:, own], clean[name][:, own])
+    first_layer = slice(0, 3)  # queries, keys and values
+    clean, poisoned = shifts[: len(shifts) // 2][first_layer], shifts[len(shifts) // 2 :][first_layer]
+    for before, after in zip(clean, poisoned, strict=True):
+        assert torch.isnan(after.out[:, foreign]).all()
+        assert torch.equal(after.out[:, own], before.out[:, own])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +222,7 @@ def test_4d_masks_are_not_cached(family, shifted, tokens) -> None:
 
 
 @torch.no_grad()
-def test_padding_between_packed_documents_is_no_hole(family, shifted, tokens) -> None:
+def test_padding_between_packed_documents_is_no_hole(family, shifted, tokens, shifted_keys) -> None:
     """Each document's shift is its own; what attention makes of such a mask is the library's affair."""
     model = shifted(family)
     batch = tokens(1, 8)
@@ -225,15 +231,3 @@ def test_padding_between_packed_documents_is_no_hole(family, shifted, tokens) ->
         model, batch, attention_mask=mask, position_ids=torch.tensor([[0, 1, 2, 0, 0, 0, 1, 2]])
     )
     assert close(keys[:, 5:], shifted_keys(model, batch[:, 5:]))
-
-
-@torch.no_grad()
-def shifted_keys(model, batch: torch.Tensor, **inputs) -> torch.Tensor:
-    """The first layer's keys after the shift."""
-    kept = []
-    handle = shift_modules(model)[0].register_forward_hook(
-        lambda module, arguments, output: kept.append(output[0]) if arguments[0] == "k" else None
-    )
-    model(batch, use_cache=False, **inputs)
-    handle.remove()
-    return kept[0]

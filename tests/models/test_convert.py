@@ -7,6 +7,7 @@ import pickle
 import re
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from tiny_models import TINY
@@ -88,6 +89,16 @@ def test_a_model_of_bfloat16_built_from_its_configuration_has_float32_taps(famil
     for taps in shift_modules(made):
         assert taps.k_weight.dtype == torch.float32
         assert not torch.equal(taps.k_weight.bfloat16().float(), taps.k_weight)  # not drawn in bfloat16
+
+
+@torch.no_grad()
+def test_offloaded_taps_are_brought_back_for_their_layer(family, shifted, tokens) -> None:
+    """Accelerate keeps weights elsewhere and hooks onto modules as they are called."""
+    model, batch = shifted(family), tokens(2, 9)
+    expected = model(batch).logits
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert shift_modules(model)[0].k_weight.is_meta
+    assert torch.equal(model(batch).logits, expected)
 
 
 def test_a_shared_configuration_stays_unshifted(config, family) -> None:

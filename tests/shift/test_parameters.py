@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvshift.shift import KVShift, KVShiftConfig, kv_shift, shift
+from kvshift.shift import KVShift, KVShiftConfig, shift
 
 PARTS = ("k_weight", "v_weight", "q_weight")
 
@@ -124,28 +124,11 @@ def test_gated_taps_sum_to_one_and_start_as_the_papers_draw() -> None:
     assert torch.allclose(taps, drawn, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"constraint": "clamp"}, {"constraint": "gate"}, {"window": 4}])
-@torch.no_grad()
-def test_forward_is_kv_shift_with_the_taps(settings) -> None:
-    module = made(init="paper", shift_queries=True, **settings)
-    q, k, v = torch.randn(2, 6, 16, 5), torch.randn(2, 6, 8, 5), torch.randn(2, 6, 8, 5)
-    starts = torch.tensor([[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1]]).bool()
-    rows = {"q": q, "k": k, "v": v}
-    before = {name: module(name, torch.randn_like(raw))[1] for name, raw in rows.items()}
-    got = {name: module(name, raw, starts=starts, state=before[name]) for name, raw in rows.items()}
-    taps = {part: module.taps(part) for part in PARTS}
-    state = (before["k"], before["v"])
-    k_hat, v_hat, after = kv_shift(k, v, taps["k_weight"], taps["v_weight"], starts=starts, state=state)
-    assert all(map(torch.equal, got["k"], (k_hat, after.k)))
-    assert all(map(torch.equal, got["v"], (v_hat, after.v)))
-    assert all(map(torch.equal, got["q"], shift(q, taps["q_weight"], starts=starts, state=before["q"])))
-
-
-def test_what_has_no_taps_stays() -> None:
-    rows = torch.randn(2, 6, 8, 5)
-    shifted, state = made(shift_values=False)("v", rows)
-    assert shifted is rows
-    assert state is None
+@pytest.mark.parametrize("constraint", ["free", "clamp", "gate"])
+def test_called_as_a_module_it_gives_its_taps(constraint) -> None:
+    module = made(init="paper", constraint=constraint, shift_values=False)
+    assert torch.equal(module("k_weight"), module.taps("k_weight"))
+    assert module("v_weight") is None
 
 
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "float"])
@@ -176,10 +159,10 @@ def test_moving_to_another_device_keeps_float32() -> None:
 
 def test_autocast_leaves_the_taps_float32() -> None:
     module = made(init="paper")
-    k, v = torch.randn(1, 6, 8, 5).bfloat16(), torch.randn(1, 6, 8, 5).bfloat16()
+    k = torch.randn(1, 6, 8, 5).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        k_hat, v_hat = module("k", k)[0], module("v", v)[0]
-    assert k_hat.dtype == v_hat.dtype == torch.bfloat16
+        k_hat = shift(k, module("k_weight"))[0]
+    assert k_hat.dtype == torch.bfloat16
     assert module.taps("k_weight").dtype == torch.float32
     assert torch.equal(k_hat, shift(k.float(), module.k_weight)[0].bfloat16())
     k_hat.float().sum().backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -21,6 +21,7 @@ VARIABLE = "KVSHIFT_BACKEND"
 _chosen = os.environ.get(VARIABLE, "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs kernels on the CPU, slowly: for tests."""
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _MOST_ROWS = 1024  # that a block reads past the end
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -70,7 +71,7 @@ def shift(
     shifted, _ = launch(x, weight, starts=starts, x_state=state)
     if not keep_state:
         return shifted, None
-    return shifted, _next_state(x, weight.shape[-1] - 1, starts, state, last)
+    return shifted, next_state(x, weight.shape[-1] - 1, starts, state, last)
 
 
 def kv_shift(
@@ -102,8 +103,8 @@ def kv_shift(
 
     k_hat, v_hat = launch(k, k_weight, v, v_weight, starts=starts, x_state=k_state, y_state=v_state)
     back = k_weight.shape[-1] - 1
-    k_state = _next_state(k, back, starts, k_state, last)
-    return k_hat, v_hat, ShiftState(k_state, _next_state(v, back, starts, v_state, last))
+    k_state = next_state(k, back, starts, k_state, last)
+    return k_hat, v_hat, ShiftState(k_state, next_state(v, back, starts, v_state, last))
 
 
 def _alike(
@@ -118,7 +119,7 @@ def _alike(
     )
 
 
-def _next_state(
+def next_state(
     x: Tensor, back: int, starts: Tensor | None, state: Tensor | None, last: Tensor | None
 ) -> Tensor:
     """What `definition.shift` returns as state, without a copy of all of `x`."""
@@ -127,6 +128,17 @@ def _next_state(
     if last is None and x.shape[1] > back:  # nothing before the last rows can matter
         x, starts = x[:, -back:], None if starts is None else starts[:, -back:]
     return definition.last_rows(torch.cat((state.to(x.dtype), x), dim=1), starts, last, back)
+
+
+def fuses(x: Tensor, taps: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
+    """Whether rows like `x` can go through `shift_rotary` and `decode`.
+
+    Says nothing where they cannot: the shift alone, which runs then, does.
+    """
+    if _chosen == "definition" or (_chosen == "auto" and not x.is_cuda):
+        return False
+    before = [*state, None]
+    return all(_why_not(x, weight, rows) is None for weight in taps for rows in before)
 
 
 def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) -> str:
@@ -151,22 +163,19 @@ def _why_not(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
     """What Triton's kernels cannot do of this, as half a sentence."""
     if not (x.is_cuda or INTERPRETED):
         return f"they need a CUDA GPU, and the tensors are on {x.device}"
-    if not _has_triton():
+    if not HAS_TRITON:
         return "Triton is not installed here"
     if x.dtype not in _DTYPES or weight.dtype != torch.float32:
         return f"they know no rows of {x.dtype} with taps of {weight.dtype}"
+    if not 2 <= weight.shape[-1] <= 4:
+        return f"they know windows of 2 to 4, not {weight.shape[-1]}"
     if x.shape[0] * x.shape[1] >= 2**31 - _MOST_ROWS:
         return f"{x.shape[0] * x.shape[1]:,} rows are too many for them"
     if state is not None and state.requires_grad and torch.is_grad_enabled():
         return "no gradient would reach the state"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._are_functorch_transforms_active():  # which the compiler can answer, too
         return "transforms of torch.func do not know them"
     return None
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kvshift.errors import UnsupportedModelError
 from kvshift.kernels.dispatch import INTERPRETED
@@ -21,14 +22,14 @@ def operator(
 
     Args:
         schema: its name, arguments and results.
-        launch: computes it.
+        launch: computes it; its first argument is a tensor.
         fake: makes results of the same shape, strides and dtype.
         backward_of: the operator whose gradient this is; a gradient of it is refused.
     """
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
     for device in _DEVICES:
-        _LIBRARY.impl(name, launch, device)
+        _LIBRARY.impl(name, _on_its_device(launch), device)
     torch.library.register_fake(f"kvshift::{name}", fake, lib=_LIBRARY)
     if backward_of is not None:
 
@@ -39,6 +40,16 @@ def operator(
             )
 
         torch.library.register_autograd(f"kvshift::{name}", refuse, lib=_LIBRARY)
+
+
+def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current GPU, which is another than the tensors' where one model has several."""
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device_of(x):
+            return launch(x, *rest)
+
+    return run
 
 
 def differentiable(name: str, backward: Callable[..., Any], keep: Callable[..., Any]) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvshift.errors import UsageError
+from kvshift.kernels import dispatch
+from kvshift.models import fused
 from kvshift.models.cache import read_state, write_state
 from kvshift.models.families import Family
 from kvshift.models.layout import Projection
@@ -43,16 +45,24 @@ class ShiftedAttention:
         if boundaries is None:
             raise UsageError("A shifted attention layer needs its batch's boundaries; call the whole model.")
         cache = _cache_among((*args, *kwargs.values()))
+        taps = {name: self.kv_shift(f"{name}_weight") for name in "qkv"}
+        if not args and fused.can_fuse(self, taps, kwargs.get("hidden_states"), cache):
+            return fused.forward(self, taps, boundaries, **kwargs)
         before = read_state(cache, self.layer_idx) or ShiftState(None, None)
         raw: dict[str, Tensor | None] = {"k": None, "v": None}
         after: dict[str, Tensor | None] = {"k": None, "v": None}
 
         def shift(name: str, rows: Tensor) -> Tensor:
-            if getattr(self.kv_shift, f"{name}_weight") is None:
+            if (weight := taps[name]) is None:
                 return rows
             raw[name] = rows
-            shifted, after[name] = self.kv_shift(
-                name, rows, starts=boundaries.starts, state=getattr(before, name), last=boundaries.last
+            shifted, after[name] = dispatch.shift(
+                rows,
+                weight,
+                starts=boundaries.starts,
+                state=getattr(before, name),
+                last=boundaries.last,
+                keep_state=cache is not None,
             )
             return shifted
 

@@ -7,6 +7,7 @@ docs/guides/families.md tells how to add one.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from kvshift.errors import UnsupportedModelError
-from kvshift.models.layout import Fused, Layout, Separate
+from kvshift.models.layout import Fused, Layout, Rotary, Separate
 from kvshift.shift import KVShiftConfig
 
 SHIFTED_PREFIX = "kvshift_"
@@ -35,6 +36,9 @@ class Family:
 
     layout: Layout = _THREE
     """How its attention projects."""
+
+    rotary: Rotary | None = None
+    """How its attention goes on, where one kernel can do that; None: its own forward does."""
 
     causal_lm_name: str = "{}ForCausalLM"
     base_name: str = "{}Model"
@@ -93,6 +97,16 @@ class Family:
         )
 
     @functools.cached_property
+    def norm(self) -> Any:
+        """The class of the heads' norms that `rotary` names."""
+        return self._class(self.rotary.norm) if self.rotary is not None and self.rotary.norm else None
+
+    @property
+    def eager_attention(self) -> Any:
+        """What attends where the library knows no faster function."""
+        return self._library.eager_attention_forward
+
+    @functools.cached_property
     def layer(self) -> Any:
         return self._class(self.carrier) if self.carrier else None
 
@@ -112,8 +126,13 @@ def _falcon_kv_heads(attention: Any) -> int:
     return 1 if attention.multi_query else int(attention.num_heads)
 
 
+_PLAIN = Rotary()
+_SLIDING = Rotary(keywords=lambda a: {"sliding_window": a.sliding_window})
+_ALL_SLIDING = Rotary(keywords=lambda a: {"sliding_window": getattr(a.config, "sliding_window", None)})
+_NORMED = dataclasses.replace(_SLIDING, norm="{}RMSNorm")
+
 FAMILIES = (
-    Family("Cohere", "cohere"),
+    Family("Cohere", "cohere", rotary=Rotary(interleaved=True, applies=lambda a: not a.use_qk_norm)),
     Family(
         "Falcon",
         "falcon",
@@ -124,7 +143,9 @@ FAMILIES = (
     ),
     Family("FalconH1", "falcon_h1", packs=False),
     Family("Gemma2", "gemma2"),
-    Family("Gemma3", "gemma3", base_name="{}TextModel"),
+    Family(
+        "Gemma3", "gemma3", base_name="{}TextModel", rotary=dataclasses.replace(_NORMED, unit_offset=True)
+    ),
     Family(
         "GPT2",
         "gpt2",
@@ -144,12 +165,12 @@ FAMILIES = (
         head_dim=lambda attention: attention.head_size,
     ),
     Family("GptOss", "gpt_oss", packs=False),
-    Family("Granite", "granite"),
+    Family("Granite", "granite", rotary=_PLAIN),
     Family("Jamba", "jamba", packs=False, chunks=False),
-    Family("Llama", "llama"),
+    Family("Llama", "llama", rotary=_PLAIN),
     Family("Llama4", "llama4", base_name="{}TextModel", attention_names=("{}TextAttention",), packs=False),
-    Family("Mistral", "mistral"),
-    Family("Mixtral", "mixtral"),
+    Family("Mistral", "mistral", rotary=_ALL_SLIDING),
+    Family("Mixtral", "mixtral", rotary=_ALL_SLIDING),
     Family("OPT", "opt", body_name="{}Decoder", packs=False),
     Family("Olmo2", "olmo2"),
     Family("Olmo3", "olmo3"),
@@ -158,12 +179,13 @@ FAMILIES = (
         "Phi3",
         "phi3",
         Fused("qkv_proj", lambda a: a.config.num_attention_heads, lambda a: a.num_key_value_heads),
+        rotary=_ALL_SLIDING,
     ),
-    Family("Qwen2", "qwen2"),
-    Family("Qwen3", "qwen3"),
-    Family("Qwen3Moe", "qwen3_moe"),
+    Family("Qwen2", "qwen2", rotary=_SLIDING),
+    Family("Qwen3", "qwen3", rotary=_NORMED),
+    Family("Qwen3Moe", "qwen3_moe", rotary=_NORMED),
     Family("Qwen3Next", "qwen3_next", Separate(gated=True), packs=False),
-    Family("SmolLM3", "smollm3"),
+    Family("SmolLM3", "smollm3", rotary=dataclasses.replace(_SLIDING, applies=lambda a: bool(a.use_rope))),
     Family("StableLm", "stablelm", carrier="{}DecoderLayer"),
     Family("Starcoder2", "starcoder2"),
 )

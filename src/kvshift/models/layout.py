@@ -1,4 +1,4 @@
-"""How attention layers project queries, keys and values, and where a shift goes in between."""
+"""How attention layers project queries, keys and values, where a shift goes in between, and what follows."""
 
 from __future__ import annotations
 
@@ -33,9 +33,34 @@ class Layout(Protocol):
         that adapters put around or into them are shifted too."""
         ...
 
+    def raw(self, attention: Any, head_dim: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unshifted queries, keys and values of `(batch, time, hidden)`: `(batch, time, heads, head_dim)`
+        each, perhaps views of one tensor."""
+        ...
+
     def key_weight(self, attention: Any) -> Tensor:
         """A weight of the key projection: where the taps live and how wide they are follows from it."""
         ...
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """What an attention layer does between projecting and attending, where that is rotary embedding, at
+    most with an RMS norm of each head's queries and keys before it: then `fused.py` can run it as one piece.
+
+    Args:
+        norm: the class of `q_norm` and `k_norm`, "{}" standing for the family's name; None: there are none.
+        unit_offset: the norm multiplies by 1 + its weight.
+        interleaved: a channel turns with its neighbour, not with the one half a rotation away.
+        keywords: what the layer tells its attention function besides what all of them do.
+        applies: whether a layer is of this kind; some families have others too.
+    """
+
+    norm: str | None = None
+    unit_offset: bool = False
+    interleaved: bool = False
+    keywords: Callable[[Any], dict[str, Any]] = lambda attention: {}
+    applies: Callable[[Any], bool] = lambda attention: True
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,10 @@ class Separate:
             self.key: through("k", self.key),
             self.value: through("v", self.value),
         }
+
+    def raw(self, attention: Any, head_dim: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (getattr(attention, name)(hidden) for name in (self.query, self.key, self.value))
+        return _view(q, -1, head_dim), _view(k, -1, head_dim), _view(v, -1, head_dim)
 
     def key_weight(self, attention: Any) -> Tensor:
         return getattr(attention, self.key).weight
@@ -113,6 +142,15 @@ class Fused:
             return torch.cat((q, k.unsqueeze(-2), v.unsqueeze(-2)), dim=-2).flatten(-3)
 
         return {self.projection: by_group if self.grouped else by_kind}
+
+    def raw(self, attention: Any, head_dim: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = getattr(attention, self.projection)(hidden)
+        queries, keys = self.heads(attention, head_dim)
+        if self.grouped:
+            groups = _view(rows, keys, queries // keys + 2, head_dim)
+            return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
+        q, k, v = _view(rows, -1, head_dim).split((queries, keys, keys), dim=-2)
+        return q, k, v
 
     def key_weight(self, attention: Any) -> Tensor:
         return getattr(attention, self.projection).weight

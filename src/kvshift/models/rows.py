@@ -219,6 +219,11 @@ class FixedRows(RawRows):
                 rows.copy_(how(rows))
 
 
+def is_preallocated(layer: CacheLayerMixin) -> bool:
+    """Whether a layer has a place for every token to come, in their order, and none is used twice."""
+    return layer.is_initialized and type(layer) is _SHIFTED[StaticLayer]
+
+
 def _copied(state: ShiftState) -> ShiftState:
     # A slice would keep the raw rows of the whole prompt alive.
     return ShiftState(

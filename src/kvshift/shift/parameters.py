@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kvshift.shift.config import KVShiftConfig
-from kvshift.shift.definition import shift
 
 
 class KVShift(nn.Module):
@@ -66,29 +65,9 @@ class KVShift(nn.Module):
         current = torch.sigmoid(parameter)
         return torch.cat((current, 1 - current), dim=-1)
 
-    def forward(
-        self,
-        name: str,
-        rows: Tensor,
-        *,
-        starts: Tensor | None = None,
-        state: Tensor | None = None,
-        last: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Shifts one projection; what has no taps is returned as it is.
-
-        Args:
-            name: `q`, `k` or `v`.
-            rows: raw rows, `(batch, time, heads, head_dim)`.
-            starts, state, last: see `kvshift.shift.shift`.
-
-        Returns:
-            The shifted rows, and the state for the call that continues them.
-        """
-        taps = self.taps(f"{name}_weight")
-        if taps is None:
-            return rows, None
-        return shift(rows, taps, starts=starts, state=state, last=last)
+    def forward(self, name: str) -> Tensor | None:
+        """As `taps`, by a call that offloading and sharding can hook onto: what models use."""
+        return self.taps(name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def at_least_float32(tensor: Tensor) -> Tensor:

@@ -1,0 +1,166 @@
+"""A shifted attention layer as one piece, for GPUs: shift, norm and rotary embedding in one launch.
+
+Only for families that do nothing else between projecting and attending (`Family.rotary`), and only where the
+kernels can run. Everywhere else the family's own forward runs over shifted projections (`attention.py`), and
+this one is tested against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kvshift.kernels import dispatch
+from kvshift.models.cache import read_state, write_state
+from kvshift.models.rows import is_preallocated
+from kvshift.models.starts import Boundaries
+from kvshift.shift import ShiftState
+
+Rows = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
+
+Taps = dict[str, Tensor | None]
+"""Of "q", "k" and "v"; None: not shifted."""
+
+
+def can_fuse(attention: Any, taps: Taps, hidden_states: Tensor, cache: Cache | None) -> bool:
+    """Whether `forward` does what the layer's own forward would do, and can."""
+    rotary = attention.family.rotary
+    if rotary is None or not rotary.applies(attention) or taps["q"] is not None:
+        return False
+    if rotary.norm is not None and not _has_own_norms(attention):
+        return False
+    state = read_state(cache, attention.layer_idx) or ()
+    return dispatch.fuses(
+        hidden_states,
+        [each for each in taps.values() if each is not None],
+        [rows for rows in state if rows is not None],
+    )
+
+
+def _has_own_norms(attention: Any) -> bool:
+    """False if an adapter, say, has taken their place, or offloading their forward's."""
+    norms = (attention.q_norm, attention.k_norm)
+    return all(type(norm) is attention.family.norm and "forward" not in vars(norm) for norm in norms)
+
+
+def forward(
+    attention: Any,
+    taps: Taps,
+    boundaries: Boundaries,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """As the family's attention layer.
+
+    Args:
+        taps: the layer's, under their constraint.
+        boundaries: where the batch's sequences begin and end.
+    """
+    family = attention.family
+    raw = family.layout.raw(attention, attention.kv_shift.head_dim, hidden_states)
+    how = {
+        "k_taps": taps["k"],
+        "v_taps": taps["v"],
+        "cos": position_embeddings[0],
+        "sin": position_embeddings[1],
+        "starts": boundaries.starts,
+        "interleaved": family.rotary.interleaved,
+        **_norms(attention),
+    }
+    if past_key_values is not None and _can_decode(past_key_values, attention, boundaries, raw[1].shape[1]):
+        q, k, v = _decoded(past_key_values.layers[attention.layer_idx], raw, how)
+    else:
+        q, k, v = _rotated(past_key_values, attention, boundaries, raw, how)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, family.eager_attention
+    )
+    output, weights = attend(
+        attention,
+        q,
+        k,
+        v,
+        attention_mask,
+        dropout=attention.attention_dropout if attention.training else 0.0,
+        scaling=attention.scaling,
+        **family.rotary.keywords(attention),
+        **kwargs,
+    )
+    return attention.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+def _norms(attention: Any) -> dict[str, Any]:
+    rotary = attention.family.rotary
+    if rotary.norm is None:
+        return {}
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    return {
+        "q_norm": 1 + q_norm.weight if rotary.unit_offset else q_norm.weight,
+        "k_norm": 1 + k_norm.weight if rotary.unit_offset else k_norm.weight,
+        "eps": k_norm.eps if rotary.unit_offset else k_norm.variance_epsilon,
+    }
+
+
+def _rotated(
+    cache: Cache | None, attention: Any, boundaries: Boundaries, raw: Rows, how: dict[str, Any]
+) -> Rows:
+    """What attention takes, `(batch, heads, time, head_dim)`; the cache keeps keys, values and raw rows."""
+    from kvshift.kernels.shift_rotary import shift_rotary
+
+    index = attention.layer_idx
+    before = read_state(cache, index) or ShiftState(None, None)
+    q, k, v = shift_rotary(*raw, **how, k_state=before.k, v_state=before.v)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if cache is None:
+        return q, k, v
+    k, v = cache.update(k, v, index)
+    back = attention.kv_shift.config.window - 1
+
+    def last_rows(rows: Tensor | None, earlier: Tensor | None) -> Tensor | None:
+        if rows is None:
+            return None
+        return dispatch.next_state(rows, back, boundaries.starts, earlier, boundaries.last)
+
+    shifted = ShiftState(
+        k=None if how["k_taps"] is None else raw[1], v=None if how["v_taps"] is None else raw[2]
+    )
+    after = ShiftState(k=last_rows(shifted.k, before.k), v=last_rows(shifted.v, before.v))
+    write_state(cache, index, after, shifted)
+    return q, k, v
+
+
+def _can_decode(cache: Any, attention: Any, boundaries: Boundaries, time: int) -> bool:
+    """Whether the new rows can be written straight into a static cache."""
+    from kvshift.kernels.decode import MOST_TOKENS
+
+    return (
+        time <= MOST_TOKENS
+        and boundaries.last is None  # padding on the right must not become state
+        and is_preallocated(cache.layers[attention.layer_idx])
+        and not cache.offloading
+        and not torch.is_grad_enabled()
+    )
+
+
+def _decoded(layer: Any, raw: Rows, how: dict[str, Any]) -> Rows:
+    """As `_rotated`, for a few tokens and a static cache: one launch also writes what the cache keeps."""
+    from kvshift.kernels.decode import decode
+
+    q = decode(
+        *raw,
+        **how,
+        place=layer.cumulative_length.view(1),
+        k_state=layer.raw_rows.k,
+        v_state=layer.raw_rows.v,
+        k_cache=layer.keys,
+        v_cache=layer.values,
+    )
+    layer.cumulative_length.add_(q.shape[1])
+    return q.transpose(1, 2), layer.keys, layer.values
