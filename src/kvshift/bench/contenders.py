@@ -15,7 +15,7 @@ from kvshift.kernels import dispatch
 
 Results = tuple[Tensor, ...]
 OURS = "kvshift"
-_CACHE_LENGTH = 256
+_CACHE_LENGTH = 64
 
 
 @dataclass(frozen=True)

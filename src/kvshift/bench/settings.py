@@ -116,7 +116,7 @@ class Settings:
     def step_effort(self) -> steps.Effort:
         if self.quick:
             return steps.Effort(rounds=5, steps=2, most_seconds=6)
-        return steps.Effort(rounds=9, steps=2, most_seconds=60)
+        return steps.Effort(rounds=15, steps=2, most_seconds=60)
 
     @property
     def decoding_effort(self) -> decoding.Effort:
