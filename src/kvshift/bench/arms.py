@@ -39,7 +39,7 @@ def _forced(backend: str) -> Callable[[], AbstractContextManager[None]]:
 
 ARMS = (
     Arm(BASELINE, twin),
-    Arm("vanilla, again", twin),  # how far from 1 a ratio is by chance
+    Arm("vanilla-again", twin),  # how far from 1 a ratio is by chance
     Arm("formula", _shifted, _forced("definition")),
     Arm("kvshift", _shifted, _forced("auto")),
 )

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _OURS = "#1b9e77"
-_PEERS = ("#999999", "#333333", "#d95f02", "#7570b3", "#e7298a", "#e6ab02", "#66a61e")
-_ARMS = ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
+_PEERS = ("#999999", "#333333", "#d95f02", "#7570b3", "#e7298a", "#e6ab02", "#66a61e", "#1f78b4", "#a6761d")
 
 
 def can_draw() -> bool:
@@ -91,7 +90,7 @@ def _shares(axes: Axes, rows: list[OperatorRow]) -> None:
     axes.axvline(1, color="#444444", lw=0.8, ls="--")
     axes.set_xlim(0, 1.08 * max(1.0, *(row.share or 0.0 for row in rows)))
     axes.grid(axis="y", color="#eeeeee")
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4, frameon=False)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=3, frameon=False)
     _label(axes, lines, f"{rows[0].direction}: share of copy bandwidth (more is better)")
 
 
@@ -104,7 +103,9 @@ def _lines_of(rows: list[OperatorRow]) -> list[str]:
 
 
 def _steps(axes: Axes, rows: list[StepRow]) -> None:
-    labels = [f"{row.configuration}, {row.layers} layers, {row.mode}: {row.arm}" for row in rows]
+    labels = [
+        f"{row.configuration} ({row.layers} of {row.of_layers} layers), {row.mode}: {row.arm}" for row in rows
+    ]
     _ratios(axes, labels, [row.arm for row in rows], [row.over_vanilla for row in rows])
     _label(axes, labels, f"Training step: time ÷ {BASELINE} (less is better)")
 
@@ -117,7 +118,8 @@ def _decoding(axes: Axes, rows: list[DecodingRow]) -> None:
 
 def _ratios(axes: Axes, labels: list[str], arms: list[str], ratios: list[Spread | None]) -> None:
     """Median and quartiles around 1."""
-    colours = dict(zip(dict.fromkeys(arms), _ARMS * len(arms), strict=False))
+    others = [arm for arm in dict.fromkeys(arms) if arm != OURS]
+    colours = {OURS: _OURS} | dict(zip(others, _PEERS, strict=False))
     for place, (arm, ratio) in enumerate(zip(arms, ratios, strict=True)):
         if ratio is None:
             continue
