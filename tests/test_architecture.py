@@ -17,12 +17,24 @@ ROOMS = {
     "shift": {"errors"},
     "kernels": {"shift", "errors"},
     "models": {"kernels", "shift", "files", "errors"},
+    "bench": {"models", "kernels", "shift", "files", "errors"},
     "tasks": {"files", "errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},
     "inspection": {"models", "shift", "errors"},
     "paper": {"training", "inspection", "tasks", "models", "shift", "files", "errors"},
     "pilot": {"paper", "training", "inspection", "tasks", "models", "shift", "files", "errors"},
-    "cli": {"pilot", "paper", "training", "inspection", "tasks", "models", "shift", "files", "errors"},
+    "cli": {
+        "pilot",
+        "paper",
+        "training",
+        "inspection",
+        "tasks",
+        "bench",
+        "models",
+        "shift",
+        "files",
+        "errors",
+    },
 }
 LONGEST = 450
 

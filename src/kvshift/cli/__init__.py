@@ -11,7 +11,7 @@ import time
 import typer
 
 from kvshift import __version__
-from kvshift.cli import convert, doctor, inspect, pilot, reproduce, train
+from kvshift.cli import bench, convert, doctor, inspect, pilot, reproduce, train
 from kvshift.errors import KVShiftError, OutputError, UsageError
 
 INTERRUPTED = 130
@@ -49,6 +49,7 @@ app.command("doctor")(doctor.doctor)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("reproduce")(reproduce.reproduce)
+app.command("bench")(bench.bench)
 
 
 def main(arguments: list[str] | None = None) -> int:
