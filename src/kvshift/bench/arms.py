@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from kvshift.bench.configurations import twin
 from kvshift.kernels import dispatch
-from kvshift.models import convert
+from kvshift.models import convert, recompute_shift
 
 BASELINE = "vanilla"
 
@@ -22,8 +23,8 @@ class Arm:
     name: str
     make: Callable[[PreTrainedModel], PreTrainedModel]
     """Makes it of the vanilla model, whose weights it shares."""
-    inside: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Everything it runs is run in here."""
+    inside: Callable[[torch.device], AbstractContextManager[object]] = nullcontext
+    """Everything it runs on a device is run in here."""
     trained: bool = True
     decoded: bool = True
 
@@ -33,13 +34,25 @@ def _shifted(model: PreTrainedModel) -> PreTrainedModel:
     return convert(twin(model), init="identity")
 
 
-def _forced(backend: str) -> Callable[[], AbstractContextManager[None]]:
-    return lambda: dispatch.forced(backend)
+def _recomputing(model: PreTrainedModel) -> PreTrainedModel:
+    shifted = _shifted(model)
+    recompute_shift(shifted)
+    return shifted
+
+
+def _formula(device: torch.device) -> AbstractContextManager[None]:
+    return dispatch.forced("definition")
+
+
+def _fastest(device: torch.device) -> AbstractContextManager[None]:
+    """The kernels on a GPU, whether or not models take them there by themselves."""
+    return dispatch.forced("triton" if device.type == "cuda" else "auto")
 
 
 ARMS = (
     Arm(BASELINE, twin),
     Arm("vanilla-again", twin),  # how far from 1 a ratio is by chance
-    Arm("formula", _shifted, _forced("definition")),
-    Arm("kvshift", _shifted, _forced("auto")),
+    Arm("formula", _shifted, _formula),
+    Arm("kvshift", _shifted, _fastest),
+    Arm("kvshift, recomputing", _recomputing, _fastest, decoded=False),
 )

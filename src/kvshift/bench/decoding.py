@@ -204,7 +204,7 @@ class _Part:
         decoder = self.way.ready(arm.make(vanilla).eval(), self.job, time)
 
         def decode() -> tuple[float, Tensor]:
-            with arm.inside():
+            with arm.inside(vanilla.device):
                 return decoder()
 
         for _ in range(3):  # compiles, warms up, records its CUDA graphs

@@ -64,7 +64,7 @@ class Trainer:
         call: Any = torch.compile(model, fullgraph=True, dynamic=False) if mode == "compiled" else model
 
         def step() -> Tensor:
-            with arm.inside():
+            with arm.inside(self.tokens.device):
                 loss: Tensor = call(input_ids=self.tokens, labels=self.tokens, use_cache=False).loss
                 loss.backward()
             self.optimizer.step()
