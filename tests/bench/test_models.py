@@ -46,6 +46,18 @@ def test_arms_compute_the_same() -> None:
             torch.testing.assert_close(arm.make(vanilla)(tokens).logits, right)
 
 
+def test_arms_run_what_their_names_say(monkeypatch) -> None:
+    """The formula step by step, and what a model does by itself, whatever the environment says."""
+    monkeypatch.setattr(dispatch, "_chosen", "triton")
+    chosen = {}
+    for arm in ARMS:
+        with arm.inside():
+            chosen[arm.name] = dispatch._chosen
+    assert chosen["formula"] == "definition"
+    assert chosen["kvshift"] == "auto"
+    assert dispatch._chosen == "triton"
+
+
 def test_a_compiled_arm_keeps_to_its_backend() -> None:
     """Arms run the same code on the same weights; what one compiled must not serve another."""
     pytest.importorskip("triton")

@@ -40,9 +40,7 @@ def attempt(call: Callable[[], T]) -> Outcome[T]:
         return Outcome(call())
     except ModuleNotFoundError as error:
         failure = Failure("not installed", f"there is no module {error.name}")
-    except ImportError as error:  # it is there, and broken
-        failure = Failure("failed", _in_one_line(error), traceback.format_exc())
-    except Exception as error:
+    except Exception as error:  # an ImportError too: it is there, and broken
         failure = Failure("failed", _in_one_line(error), traceback.format_exc())
     # Only now, outside of the handler, nothing holds the tensors of the frames that failed.
     release_memory()
