@@ -51,7 +51,7 @@ def test_arms_run_what_their_names_say(monkeypatch) -> None:
     monkeypatch.setattr(dispatch, "_chosen", "triton")
     chosen = {}
     for arm in ARMS:
-        with arm.inside():
+        with arm.inside(CPU):
             chosen[arm.name] = dispatch._chosen
     assert chosen["formula"] == "definition"
     assert chosen["kvshift"] == "auto"

@@ -10,7 +10,17 @@ from kvshift.errors import UnsupportedModelError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import ON_GPU, TIMES, allowed, in_type, random_examples, relative_error, rotated, rows
+from kernel_checks import (
+    ON_GPU,
+    TIMES,
+    allowed,
+    error_in_type,
+    in_type,
+    random_examples,
+    relative_error,
+    rotated,
+    rows,
+)
 
 from kvshift.kernels.shift_rotary import rotary, shift_rotary_kv
 from kvshift.kernels.shift_rotary import shift_rotary as launch
