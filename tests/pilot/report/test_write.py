@@ -7,13 +7,15 @@ import errno
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from kvshift.errors import OutputError, UsageError
 from kvshift.pilot.report import write_report
 from kvshift.pilot.report.render import embedded_json
-from kvshift.pilot.results import Results, RunRow
+from kvshift.pilot.results import RESULTS_VERSION, Results, RunRow
 
 
 def test_the_three_files_say_what_the_results_say(samples, tmp_path) -> None:
@@ -28,6 +30,20 @@ def test_the_three_files_say_what_the_results_say(samples, tmp_path) -> None:
     assert [float(row["final_nats_per_token"]) for row in rows] == [
         r.final_nats_per_token for r in results.runs
     ]
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, list[str]]:
+    """Every model of the schema with its fields."""
+    schema = model.model_json_schema()
+    parts = {model.__name__: schema, **schema["$defs"]}
+    return {name: sorted(part["properties"]) for name, part in sorted(parts.items())}
+
+
+def test_programs_that_read_the_report_find_what_its_version_promises() -> None:
+    """A field that goes or is renamed needs a new RESULTS_VERSION and its own file beside this one; one that
+    is added belongs into the file there is."""
+    promised = Path(__file__).with_name(f"report-fields-{RESULTS_VERSION}.json")
+    assert json.loads(promised.read_text()) == fields_of(Results)
 
 
 def test_curves_with_nan_leave_a_json_that_can_be_read(samples, tmp_path) -> None:
