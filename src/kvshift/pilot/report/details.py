@@ -114,6 +114,8 @@ def _data(context: Context) -> list[tuple[str, str, str]]:
     rows = []
     for key, value in context.results.data.items():
         label = text(f"data.{key}") if f"data.{key}" in text else key
+        if value is None:  # does not apply to this text
+            continue
         if key in _TOLD:
             shown = _TOLD[key](context, value) if value else text("page.none")
         elif isinstance(value, bool):
@@ -122,17 +124,15 @@ def _data(context: Context) -> list[tuple[str, str, str]]:
             shown = context.numbers.plain(value)
         elif isinstance(value, dict):
             shown = ", ".join(f"{name}: {_value(part)}" for name, part in value.items()) or text("page.none")
-        elif value is None:
-            shown = text("page.none")
         else:
-            shown = text(f"data.{value}") if value in ("trained", "Japanese") else _value(value)
+            shown = text(f"data.{value}") if value in _NAMED else _value(value)
         rows.append((label, "", shown))
     return rows
 
 
 def _notes(context: Context, notes: list[dict[str, Any]]) -> Markup:
     told = (in_html(Note.model_validate(note), context.text, context.arm_labels) for note in notes)
-    return Markup(context.text("page.space")).join(told)
+    return Markup("<br>").join(told)
 
 
 def _examples(context: Context, examples: dict[str, list[str]]) -> str:
@@ -145,6 +145,7 @@ def _source(context: Context, title: str) -> str:
     return title if context.results.settings.sources else context.text("page.default_source")
 
 
+_NAMED = ("trained", "Japanese", "Korean", "Chinese")  # values of `TextData.summary()` that are words
 _TOLD: dict[str, Callable[[Context, Any], str]] = {
     "source": _source,
     "notes": _notes,
