@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvshift.errors import RunsFailedError
+from kvshift.pilot.notes import note
 from kvshift.pilot.pairs import Pairs
 from kvshift.pilot.results import Results
 from kvshift.pilot.settings import Arm
@@ -160,7 +161,9 @@ def test_a_diverged_candidate_costs_its_pair_and_the_adoption(make_pilot_from_ga
     assert results.verdict.reason != "adopt_clear"
     cut = next(c for c in results.curves if (c.arm, c.size, c.seed) == ("kvshift", "large", 1))
     assert len(cut.tokens) == 10
-    assert any("only kvshift diverged" in warning for warning in results.warnings)
+    assert (
+        note("candidate_diverged_alone", pairs=1, baseline="vanilla", candidate="kvshift") in results.warnings
+    )
     row = next(row for row in results.runs if row.name == "large-kvshift-seed1")
     assert (row.status, row.error, row.final_nats_per_token) == ("diverged", "loss is nan", None)
     json.loads(results.model_dump_json(), parse_constant=lambda word: pytest.fail(word))
@@ -171,8 +174,8 @@ def test_only_the_baseline_diverges(make_pilot_from_gains):
     pilot.change("small-vanilla-seed0", status="diverged")
     results = pilot.results()
     assert results.verdict.values["baseline_diverged"] == 1
-    assert any(
-        "only vanilla diverged" in warning and "not counted" in warning for warning in results.warnings
+    assert (
+        note("baseline_diverged_alone", pairs=1, baseline="vanilla", candidate="kvshift") in results.warnings
     )
     assert results.by_size[0].gain.value == pytest.approx((0.28 + 0.31) / 2)
     assert results.overall_gain.n == 6  # two seeds at three sizes
@@ -227,7 +230,7 @@ def test_one_pair_at_the_top_has_no_interval(make_pilot_from_gains):
     assert (results.verdict.reason, results.verdict.decided) == ("few_pairs", False)
     assert results.verdict.next_budget_seconds >= 2000
     assert {row.status for row in results.runs} == {"finished", "missing", "failed"}
-    assert any("2 main runs of 18 failed or did not finish" in warning for warning in results.warnings)
+    assert note("runs_lost", lost=2, total=18) in results.warnings
 
 
 def test_the_overall_gain_leaves_out_a_small_size_that_was_lost(make_pilot_from_gains):
@@ -307,32 +310,46 @@ def test_warnings_about_the_design(make_pilot_from_gains):
     warnings = few.results(
         data_summary={"passages": True, "validation_documents": 3, "train_tokens": 100_000}
     ).warnings
-    for words in (
-        "Only 2 seeds",
-        "Only 2 model sizes",
-        "complete pairs",
-        "one large file",
-        "3 documents",
-        "10.0 times",
+    for expected in (
+        note("few_seeds", seeds=2),
+        note("few_sizes", sizes=2),
+        note("few_pairs", pairs=4),
+        note("passages_of_one_text"),
+        note("few_validation_documents", documents=3),
+        note("learned_by_heart", epochs=10.0),
     ):
-        assert any(words in warning for warning in warnings), words
+        assert expected in warnings
 
 
 def test_a_sound_design_warns_of_little(make_pilot_from_gains):
     warnings = make_pilot_from_gains(GAINS).results().warnings
-    assert len(warnings) == 2, warnings  # few tokens a parameter, and timing on a CPU
-    assert "tokens for each of its parameters" in warnings[0]
-    assert "CPU" in warnings[1]
+    assert [warning.key for warning in warnings] == ["few_tokens", "timed_on_a_cpu"]
 
 
 def test_warnings_of_the_plan_come_first_and_once(make_pilot_from_gains):
     pilot = make_pilot_from_gains(GAINS)
-    pilot.plan = pilot.plan.model_copy(update={"warnings": ("Short.", "Short.")})
-    assert pilot.results().warnings[0] == "Short."
-    assert pilot.results().warnings.count("Short.") == 1
+    pilot.plan = pilot.plan.model_copy(update={"warnings": (note("one_size"), note("one_size"))})
+    assert pilot.results().warnings[0] == note("one_size")
+    assert pilot.results().warnings.count(note("one_size")) == 1
+
+
+def test_what_the_results_say_better_is_not_said_twice(make_pilot_from_gains):
+    pilot = make_pilot_from_gains({"small": [0.3, 0.3], "large": [0.1, 0.1]})
+    planned = (
+        note("two_seeds"),
+        note("two_sizes"),
+        note("far_from_trained", ratio=0.5),
+        note("few_steps", steps=9),
+    )
+    pilot.plan = pilot.plan.model_copy(update={"warnings": planned})
+    keys = [warning.key for warning in pilot.results().warnings]
+    assert keys[0] == "few_steps"
+    assert {"few_seeds", "few_sizes", "few_tokens"} < set(keys)
+    assert not {"two_seeds", "two_sizes", "far_from_trained"} & set(keys)
 
 
 def test_unsteady_clocks_are_mentioned(make_pilot_from_gains):
     pilot = make_pilot_from_gains(GAINS)
     pilot.change("large-kvshift-seed0", tokens_per_second=5_000.0)
-    assert any("At large the speed" in warning for warning in pilot.results().warnings)
+    unsteady = [warning for warning in pilot.results().warnings if warning.key == "unsteady_clock"]
+    assert [warning.values["size"] for warning in unsteady] == ["large"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvshift.errors import BudgetError, DataError, RunsFailedError
 from kvshift.pilot import fit
 from kvshift.pilot.durations import format_duration
+from kvshift.pilot.notes import Note, note
 from kvshift.pilot.settings import Arm, PilotSettings, Size
 
 if TYPE_CHECKING:
@@ -72,8 +73,11 @@ def too_small(
     """
     seconds, sizes = fit.least_seconds(machine, groups, arms, limits)
     if not sizes:
-        name, reason = next(iter(machine.failures.items()))
-        return RunsFailedError(f"Size {name} cannot be trained on this machine: {reason}.")
+        name, error = next(iter(machine.failures.items()))
+        reason = str(error).rstrip(".")
+        return RunsFailedError(
+            f"Size {name} cannot be trained on this machine: {reason}. {_smaller(settings)}."
+        )
     left = 1 - fit.RESERVE[machine.kind]
     used = settings.budget_seconds * left - limits.seconds
     least = 1.1 * (seconds + used) / left
@@ -91,38 +95,40 @@ def too_small(
     )
 
 
+def _smaller(settings: PilotSettings) -> str:
+    """What to do about a model that cannot be trained here."""
+    if settings.model is not None:
+        return "Give a smaller --model, or --sizes in its place"
+    if settings.sizes is not None:
+        return "Give smaller --sizes"
+    return "Free memory on this machine, or take another"
+
+
 def warnings_of(
     settings: PilotSettings, train_tokens: int, machine: fit.Machine, choice: fit.Choice, expected: float
-) -> list[str]:
-    """What a reader of the results must know, in plain words; `expected` is the runs' time in seconds."""
+) -> list[Note]:
+    """What a reader of the results must know; `expected` is the runs' time in seconds."""
     warnings = []
     seeds, sizes, tokens = len(choice.seeds), choice.sizes, choice.length.tokens
-    if seeds == 1:
-        warnings.append("One seed only: no interval can be computed, so nothing can be decided.")
-    elif seeds == 2:
-        warnings.append("Two seeds only: intervals will be very wide.")
+    if seeds <= 2:
+        warnings.append(note("one_seed" if seeds == 1 else "two_seeds"))
     if len(sizes) < 3:
-        counted = "One size" if len(sizes) == 1 else "Two sizes"
-        warnings.append(f"{counted} only: how the gain moves with size cannot be fitted.")
+        warnings.append(note("one_size" if len(sizes) == 1 else "two_sizes"))
     epochs = tokens / max(1, train_tokens)
     if epochs > fit.MOST_EPOCHS:
-        warnings.append(f"Every text is seen {epochs:.1f} times; results on fresh text may differ.")
+        warnings.append(note("text_repeated", epochs=epochs))
     if choice.limited_by_text and expected < 0.7 * settings.budget_seconds:
-        warnings.append(
-            f"The text is used up after {fit.MOST_EPOCHS:.0f} passes: the plan takes about "
-            f"{format_duration(expected)} of {format_duration(settings.budget_seconds)}. "
-            "More text would allow larger models."
-        )
+        budget = settings.budget_seconds
+        warnings.append(note("text_used_up", epochs=fit.MOST_EPOCHS, expected=expected, budget=budget))
     per_parameter = tokens / sizes[-1].non_embedding_parameters
     if per_parameter < fit.TOKENS_PER_PARAMETER:
-        warnings.append(
-            f"The largest model sees {per_parameter:.2g} tokens a parameter: it stays far from trained, "
-            "where gains differ from those of a full training. A larger budget helps."
-        )
+        warnings.append(note("far_from_trained", ratio=per_parameter))
     steps = -(-tokens // machine.step_tokens)
     if steps < fit.LEAST_STEPS:
-        counted = f"Only {steps} optimizer steps" if steps > 1 else "A single optimizer step"
-        warnings.append(f"{counted} a run: too few for the results to mean much.")
-    for name, reason in machine.failures.items():
-        warnings.append(f"Size {name} was left out, it cannot be trained on this machine: {reason}")
+        warnings.append(note("few_steps", steps=steps))
+    for name, error in machine.failures.items():
+        if isinstance(error, fit.ModelTooLargeError):
+            warnings.append(note("size_too_large", size=name, needed=error.needed, there=error.there))
+        else:
+            warnings.append(note("size_left_out", size=name, reason=str(error)))
     return warnings

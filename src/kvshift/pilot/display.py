@@ -15,6 +15,7 @@ from rich.text import Text
 
 from kvshift.pilot.durations import format_duration
 from kvshift.pilot.execute import Finished, Progress, Running, Watcher
+from kvshift.pilot.report.notes import in_english
 from kvshift.pilot.settings import Arm, Plan
 
 _RUNS_TO_JUDGE = 4
@@ -54,7 +55,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     for line in outlook(plan):
         console.print(Text("  " + line, style="dim"))
     for warning in plan.warnings:
-        console.print(Text("! " + warning, style="yellow"))
+        console.print(Text("! " + in_english(warning), style="yellow"))
 
 
 def _sizes(plan: Plan, *, narrow: bool) -> Table:

@@ -42,6 +42,17 @@ _RATE = {
 _LAYER_SECONDS = {"cpu": 4e-3, "cuda": 5e-3}  # of one step, whatever the width
 
 
+class ModelTooLargeError(MemoryError):
+    """A model that the machine's memory cannot hold; both in bytes."""
+
+    def __init__(self, needed: int, there: int) -> None:
+        super().__init__(
+            f"weights, gradients and the optimizer's state take {needed / 1e9:,.1f} GB of memory, and "
+            f"{there / 1e9:,.1f} GB are there"
+        )
+        self.needed, self.there = needed, there
+
+
 class MeasuredSpeed(Protocol):
     """What planning needs of `kvshift.training.speed.Speed`."""
 
@@ -101,7 +112,7 @@ class Machine:
     uncompiled: Machine | None = None  # set where models are compiled: what estimates start from
     paces: dict[tuple[str, str], Pace] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)  # size → why it cannot be trained here
+    failures: dict[str, Exception] = field(default_factory=dict)  # size → why it cannot be trained here
 
     def known(self, size: Size, arms: Sequence[Arm]) -> bool:
         """Whether every arm of a size was measured, or was found to be impossible."""
@@ -118,7 +129,7 @@ class Machine:
                     speed, evaluated = self.measure(size, arm, self.seconds_each)
                 except (JobFailedError, MemoryError, RuntimeError) as error:
                     # Out of memory, or a crash: this size is out of reach, not the pilot.
-                    self.failures[size.name] = str(error)
+                    self.failures[size.name] = error
                     break
                 startup = speed.startup_seconds + PROCESS_SECONDS
                 if self.uncompiled is not None:  # measuring has filled the cache that runs start from

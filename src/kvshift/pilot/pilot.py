@@ -20,7 +20,9 @@ from kvshift.errors import OutputError, RunsFailedError
 from kvshift.pilot import display, worker
 from kvshift.pilot.durations import format_duration
 from kvshift.pilot.execute import execute, records, unfinished
+from kvshift.pilot.notes import Note
 from kvshift.pilot.plan import DeviceInfo, check_settings, make_plan
+from kvshift.pilot.report.notes import in_english
 from kvshift.pilot.settings import PilotSettings, Plan, Size
 from kvshift.pilot.state import PilotFolder, PilotState, Stopwatch, same_pilot
 from kvshift.tasks.text import TextData, TextRequest, prepare
@@ -107,7 +109,7 @@ def _prepare(settings: PilotSettings, console: Console) -> TextData:
         )
     )
     for note in summary.get("notes", []):
-        console.print(Text(f"  {note}", style="dim"))
+        console.print(Text(f"  {in_english(Note.model_validate(note))}", style="dim"))
     return data
 
 
@@ -194,7 +196,8 @@ def _refuse_too_few(plan: Plan, place: PilotFolder, found: dict[str, Record]) ->
     name, record = next((name, record) for name, record in found.items() if not ended[name])
     raise RunsFailedError(
         f"No pair of runs ended, so there is nothing to compare. The first failure, {name}: {record.error}. "
-        f"Start the same pilot again to retry the failed runs; it is in {place.path}."
+        f"Start the same pilot again to retry the failed runs; it is in {place.path}. If they need "
+        "more memory than there is, start another with smaller --sizes or a smaller --model."
     )
 
 

@@ -202,14 +202,11 @@ class _Shape:
         """Refuses what needs no trial: a machine that runs out of memory is of no use for minutes.
 
         Raises:
-            MemoryError: the model is larger than the memory; activations are not even counted.
+            ModelTooLargeError: the model is larger than the memory; activations are not even counted.
         """
         needed, there = _BYTES_A_PARAMETER * size.parameters, self.device.memory_bytes
         if there is not None and needed > there:
-            raise MemoryError(
-                f"weights, gradients and the optimizer's state take {needed / 1e9:,.1f} GB of memory, and "
-                f"{there / 1e9:,.1f} GB are there"
-            )
+            raise fit.ModelTooLargeError(needed, there)
 
     def _micro_batch(self, size: Size) -> int | None:
         """Windows on the GPU at once: a divisor of the batch that keeps memory bounded."""

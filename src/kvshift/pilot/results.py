@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kvshift.pilot.notes import Note
 from kvshift.pilot.settings import Arm, PilotSettings, Size
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 Decision = Literal["adopt", "bigger_pilot", "no_benefit", "harmful"]
 
 
@@ -195,5 +196,5 @@ class Results(Model):
     versions: dict[str, str]
     seconds: float  # the whole pilot's wall time, summed over resumes
     peak_memory_bytes: int
-    warnings: list[str] = []  # messages for people, already in plain words (English)
+    warnings: list[Note] = []  # what to know before believing this; the report has the words
     created: str  # ISO 8601, UTC

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kvshift.pilot.notes import Note
 from kvshift.training.recipe import Recipe
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 class PilotSettings(BaseModel):
@@ -96,4 +97,4 @@ class Plan(BaseModel):
     check_share: float | None  # length of the check runs as a share of `tokens`; None: no check runs
     runs: tuple[PlannedRun, ...]
     expected_seconds: float  # all runs, start-up and evaluation included; 0 left for preparation
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Note, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvshift.pilot.notes import note
 from kvshift.pilot.results import Results
 
 HOSTILE = """<script>alert(1)</script>"'&amp; </script><!-- {{ 7*7 }} \u2028"""
@@ -9,6 +10,7 @@ HOSTILE = """<script>alert(1)</script>"'&amp; </script><!-- {{ 7*7 }} \u2028"""
 
 def hostile(base: Results) -> Results:
     """`base`, a pilot with a price, with hostile texts everywhere."""
+    foreign = note("size_left_out", size=HOSTILE, reason=HOSTILE)
     settings = base.settings.model_copy(
         update={
             "sources": (HOSTILE, HOSTILE),
@@ -39,11 +41,16 @@ def hostile(base: Results) -> Results:
                 run.model_copy(update={"name": HOSTILE + run.name, "error": HOSTILE, "status": HOSTILE})
                 for run in base.runs
             ],
-            "data": {HOSTILE: HOSTILE, "notes": [HOSTILE]},
+            "data": {HOSTILE: HOSTILE, "skipped": {HOSTILE: 1}, "notes": [foreign.model_dump()]},
             "recipe": {HOSTILE: HOSTILE},
             "device": HOSTILE,
             "versions": {HOSTILE: HOSTILE},
-            "warnings": [HOSTILE],
+            "warnings": [
+                foreign,
+                note("unsteady_clock", size=HOSTILE, low=0.8, high=1.1),
+                note("diverged", runs=1, arm=HOSTILE),
+                note("skipped", reasons={HOSTILE: 2}),
+            ],
             "created": HOSTILE,
         }
     )

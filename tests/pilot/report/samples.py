@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+from kvshift.pilot.notes import note
 from kvshift.pilot.results import (
     AddedCost,
     Cost,
@@ -166,7 +167,10 @@ def results(kind: str = "adopt") -> Results:
             "skipped": {"empty": 3},
             "duplicates_removed": {"exact": 2, "near": 5},
             "passages": False,
-            "notes": ["740 files read."],
+            "notes": [
+                note("skipped", reasons={"empty": 3}).model_dump(),
+                note("exact_copies", copies=2).model_dump(),
+            ],
         },
         recipe={
             "sequence_length": 256,
@@ -184,7 +188,7 @@ def results(kind: str = "adopt") -> Results:
         versions={"python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0", "kvshift": "0.1.0"},
         seconds=587.4,
         peak_memory_bytes=1_310_000_000,
-        warnings=["The check runs cover the smallest size only."] if family == "adopt" else [],
+        warnings=[note("timed_on_a_cpu"), note("few_tokens", ratio=1.44)] if family == "adopt" else [],
         created="2026-11-23T20:10:00+00:00",
     )
 

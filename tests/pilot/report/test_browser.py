@@ -218,3 +218,32 @@ def test_print_shows_everything_and_cuts_nothing(browser, page, language, tmp_pa
         ).stdout
         last = json.loads(Path(page("adopt_cost", language)).with_name("report.json").read_text())["runs"][-1]
         assert last["name"] in re.sub(r"\s", "", text)
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_no_line_ends_within_an_option_of_a_command(browser, samples, tmp_path, language) -> None:
+    """A text as long as it takes to move each option over the end of a phone's line."""
+    broken = []
+    for length in range(1, 48, 3):
+        results = samples.results("bigger_pilot")
+        asked = {"sources": ("x" * length,), "learning_rate": 0.01, "batch_size": 8, "start": "identity"}
+        settings = results.settings.model_copy(update=asked)
+        results = results.model_copy(update={"settings": settings})
+        browser.open(write_report(results, tmp_path / str(length), language), width=375)
+        broken += browser.run(OPTIONS_ON_TWO_LINES)
+    assert broken == []
+    assert browser.run("document.querySelectorAll('.next .option').length") >= 4
+
+
+OPTIONS_ON_TWO_LINES = """(() => {
+  const bad = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; node = walker.nextNode();) {
+    for (const match of node.textContent.matchAll(/--[a-z-]{2,}/g)) {
+      const range = document.createRange();
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) bad.push(match[0]);
+    }
+  }
+  return bad;
+})()"""

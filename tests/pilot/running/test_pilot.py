@@ -236,6 +236,12 @@ def test_a_damaged_plan_is_refused(text: Path, tmp_path: Path) -> None:
         run_pilot(tiny(text), tmp_path, console=Console(quiet=True))
 
 
+def test_a_plan_of_another_version_is_refused_whatever_its_fields_hold(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"version": 1, "warnings": ["Two seeds only."]}')
+    with pytest.raises(OutputError, match="another version of kvshift"):
+        run_pilot(tiny(text), tmp_path, console=Console(quiet=True))
+
+
 def test_when_every_run_fails_there_is_no_report(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

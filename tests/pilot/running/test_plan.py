@@ -17,6 +17,8 @@ from kvshift.errors import BudgetError, DataError, RunsFailedError, UsageError
 from kvshift.pilot import fit
 from kvshift.pilot.arms import AGAIN_SEED_OFFSET, ARMS
 from kvshift.pilot.durations import parse_duration
+from kvshift.pilot.ladder import rung
+from kvshift.pilot.notes import note
 from kvshift.pilot.plan import BATCHES, SEQUENCE_LENGTH, learning_rate, make_plan
 from kvshift.pilot.settings import PilotSettings, Plan
 from kvshift.training.recipe import Recipe
@@ -151,7 +153,8 @@ def test_where_the_text_is_the_limit_spare_time_buys_seeds_and_it_is_said(plan_f
     plan = plan_for(FakeText(120_000, 50_000), machine(1e13, 1e-5), budget_seconds=3600)
     assert plan.tokens == pytest.approx(4 * 120_000, rel=0.01)
     assert len(plan.seeds) == fit.MOST_SEEDS
-    assert any("More text" in warning for warning in plan.warnings)
+    used_up = next(note for note in plan.warnings if note.key == "text_used_up")
+    assert used_up.values == {"epochs": 4.0, "expected": plan.expected_seconds, "budget": 3600}
 
 
 def test_a_small_budget_gives_two_sizes_and_says_so(plan_for: PlanFor) -> None:
@@ -164,7 +167,7 @@ def test_a_small_budget_gives_two_sizes_and_says_so(plan_for: PlanFor) -> None:
         break
     assert found is not None
     assert len(found.sizes) == 2
-    assert any("Two sizes only" in warning for warning in found.warnings)
+    assert note("two_sizes") in found.warnings
 
 
 def test_what_the_user_gives_is_taken(plan_for: PlanFor) -> None:
@@ -178,7 +181,7 @@ def test_what_the_user_gives_is_taken(plan_for: PlanFor) -> None:
     assert recipe.tokens == pytest.approx(800_000, abs=512)
     assert (recipe.sequence_length, recipe.batch_size, recipe.learning_rate) == (128, 4, 0.01)
     assert [arm.name for arm in plan.arms] == ["paper", "gate"]
-    assert any("One seed only" in warning for warning in plan.warnings)
+    assert note("one_seed") in plan.warnings
 
 
 def test_start_and_multiplier_reach_the_candidate_but_not_the_papers_arm(plan_for: PlanFor) -> None:
@@ -259,6 +262,9 @@ def test_a_text_that_is_just_large_enough_can_be_planned(plan_for: PlanFor) -> N
 def test_sizes_that_do_not_fit_the_memory_are_left_out(plan_for: PlanFor) -> None:
     plan = plan_for(FakeText(10**9), machine(1e12, too_large=3_000_000), budget_seconds=7200)
     assert plan.sizes[-1].parameters <= 3_000_000
+    left_out = [warning for warning in plan.warnings if warning.key == "size_left_out"]
+    assert left_out
+    assert all("out of memory" in warning.values["reason"] for warning in left_out)
     with pytest.raises(RunsFailedError, match="out of memory"):
         plan_for(measure=machine(too_large=10))
 
@@ -268,9 +274,25 @@ def test_a_model_larger_than_the_memory_is_refused_untried(plan_for: PlanFor) ->
         raise AssertionError("tried")
 
     laptop = dataclasses.replace(CPU, memory_bytes=8 << 30)
-    with pytest.raises(RunsFailedError, match=r"d2048-L24 .*\d\d\.\d GB of memory, and 8\.6 GB"):
+    said = r"d2048-L24 .*\d\d\.\d GB of memory, and 8\.6 GB are there\. Give smaller --sizes\."
+    with pytest.raises(RunsFailedError, match=said):
         plan_for(measure=never, machine_info=laptop, sizes=("d64-L2", "d2048-L24"))
     assert plan_for(machine_info=laptop).sizes == plan_for().sizes
+
+
+def test_a_model_of_the_user_that_is_too_large_says_what_to_give_instead(tmp_path: Path) -> None:
+    own = tmp_path / "config.json"
+    own.write_text('{"model_type": "llama"}')
+    top = rung("d2048-L24", vocab_size=2048, sequence_length=256)
+    said = r"are there\. Give a smaller --model, or --sizes in its place\."
+    with pytest.raises(RunsFailedError, match=said):
+        make_plan(
+            PilotSettings(model=own),
+            FakeText(),
+            measure=machine(),
+            device_info=dataclasses.replace(CPU, memory_bytes=8 << 30),
+            derive=lambda *_: [top],
+        )
 
 
 def test_measuring_is_bounded(plan_for: PlanFor) -> None:

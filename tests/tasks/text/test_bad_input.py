@@ -43,7 +43,7 @@ def test_bad_files_are_skipped_and_counted(novels: Path, run: Run) -> None:
     assert summary["skipped"] == {"empty": 2, "binary": 1, "not UTF-8": 1, "hidden": 1}
     assert summary["skipped_examples"]["not UTF-8"] == ["sjis.txt"]
     assert summary["documents"] == 12
-    assert any(note.startswith("Skipped: 2 empty") for note in summary["notes"])
+    assert {"key": "skipped", "values": {"reasons": summary["skipped"]}} in summary["notes"]
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,10 @@ def test_impossible_requests(values: dict[str, object]) -> None:
 
 def test_one_source_may_be_a_plain_string() -> None:
     assert TextRequest("book.txt").sources == ("book.txt",)  # type: ignore[arg-type]
+
+
+def test_a_column_where_no_text_comes_from_a_table(novels: Path, run: Run) -> None:
+    with pytest.raises(UsageError, match=r"--text-column stroy is for tables .* no text came from one"):
+        run(novels, text_column="stroy")
+    (novels / "stories.jsonl").write_text('{"story": "Once upon a time there was a table."}\n')
+    assert run(novels, text_column="story").summary()["documents"] == 13

@@ -158,8 +158,9 @@ def test_copies_are_removed_and_said(tmp_path: Path, run: Run, writers: dict[str
     train = "".join(texts_of(data, data.train)).lower()
     for text in texts_of(data, data.validation):
         assert text.lower()[500:1500] not in train
-    assert any("20 exact copies" in note for note in summary["notes"])
-    assert any("nearly the same" in note for note in summary["notes"])
+    near = summary["duplicates_removed"]["near"]
+    assert {"key": "exact_copies", "values": {"copies": 20}} in summary["notes"]
+    assert {"key": "near_copies", "values": {"copies": near}} in summary["notes"]
 
 
 @pytest.mark.parametrize("language", ["english", "japanese", "code"])
@@ -174,7 +175,7 @@ def test_one_long_file_becomes_passages(
     assert summary["passages"] is True
     assert summary["documents"] == 1
     assert summary["train_documents"] + summary["validation_documents"] >= 40
-    assert any("at blank lines" in note for note in summary["notes"])
+    assert {"key": "cut_into_passages", "values": {"bytes": summary["passage_bytes"]}} in summary["notes"]
     assert summary["language_hint"] == ("Japanese" if language == "japanese" else None)
     passages = texts_of(data, data.train) + texts_of(data, data.validation)
     assert sum(map(len, passages)) == len(text)
@@ -200,7 +201,8 @@ def test_a_lossy_tokenizer_is_used_and_said(novels: Path, run: Run, tmp_path: Pa
     own.save(str(tmp_path / "tokenizer.json"))
     summary = run(novels, tokenizer=tmp_path / "tokenizer.json").summary()
     assert summary["token_bytes_exact"] is False
-    assert any("approximate" in note for note in summary["notes"])
+    approximate = next(note for note in summary["notes"] if note["key"] == "bytes_approximate")
+    assert 0 < approximate["values"]["share"] < 1
 
 
 def test_large_vocabularies_take_four_bytes(novels: Path, run: Run, tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_reading_stops_at_the_limit_and_says_so(novels: Path, run: Run) -> None:
     summary = run(novels, max_bytes=20_000).summary()
     assert summary["truncated"] is True
     assert summary["documents"] == 7
-    assert any("Reading stopped after 20,000 bytes" in note for note in summary["notes"])
+    assert {"key": "reading_stopped", "values": {"bytes": 20_000}} in summary["notes"]
 
 
 def test_progress_names_the_steps(novels: Path, tmp_path: Path) -> None:

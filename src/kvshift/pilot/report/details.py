@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Callable
 from typing import Any
 
+from markupsafe import Markup
+
 from kvshift.pilot.durations import format_duration
+from kvshift.pilot.notes import Note
 from kvshift.pilot.report.context import Context
+from kvshift.pilot.report.notes import in_html, skip_reason, skipped
 from kvshift.pilot.results import Results
 from kvshift.pilot.settings import PilotSettings
 
@@ -42,6 +47,11 @@ def trust(context: Context) -> list[str]:
     if context.fallen:
         said.append(text("trust.fallen", failed=sum(context.fallen.values()), total=len(results.runs)))
     return said
+
+
+def noted(context: Context) -> list[Markup]:
+    """What the plan and the analysis noted, in the page's language."""
+    return [in_html(note, context.text, context.arm_labels) for note in context.results.warnings]
 
 
 def methods(context: Context) -> list[dict[str, Any]]:
@@ -104,18 +114,46 @@ def _data(context: Context) -> list[tuple[str, str, str]]:
     rows = []
     for key, value in context.results.data.items():
         label = text(f"data.{key}") if f"data.{key}" in text else key
-        if isinstance(value, bool):
+        if value is None:  # does not apply to this text
+            continue
+        if key in _TOLD:
+            shown = _TOLD[key](context, value) if value else text("page.none")
+        elif isinstance(value, bool):
             shown = text("page.yes" if value else "page.no")
         elif isinstance(value, int):
             shown = context.numbers.plain(value)
         elif isinstance(value, dict):
             shown = ", ".join(f"{name}: {_value(part)}" for name, part in value.items()) or text("page.none")
-        elif isinstance(value, list | tuple):
-            shown = " · ".join(map(str, value)) or text("page.none")
         else:
-            shown = _value(value)
+            shown = text(f"data.{value}") if value in _NAMED else _value(value)
         rows.append((label, "", shown))
     return rows
+
+
+def _notes(context: Context, notes: list[dict[str, Any]]) -> Markup:
+    told = (in_html(Note.model_validate(note), context.text, context.arm_labels) for note in notes)
+    return Markup("<br>").join(told)
+
+
+def _examples(context: Context, examples: dict[str, list[str]]) -> str:
+    separator = context.text("skip.separator")
+    reasons = ((skip_reason(why, context.text), separator.join(names)) for why, names in examples.items())
+    return " · ".join(f"{reason}: {names}" for reason, names in reasons)
+
+
+def _source(context: Context, title: str) -> str:
+    return title if context.results.settings.sources else context.text("page.default_source")
+
+
+_NAMED = ("trained", "Japanese", "Korean", "Chinese")  # values of `TextData.summary()` that are words
+_TOLD: dict[str, Callable[[Context, Any], str]] = {
+    "source": _source,
+    "notes": _notes,
+    "skipped": lambda context, counts: skipped(counts, context.text),
+    "skipped_examples": _examples,
+    "duplicates_removed": lambda context, counts: context.text("data.duplicates", **counts),
+}
+"""Parts of `TextData.summary()` that need words of the page's language, not only numbers."""
 
 
 def _machine(context: Context) -> list[tuple[str, str, str]]:
@@ -158,7 +196,7 @@ def runs(context: Context) -> dict[str, Any]:
                 numbers.big(run.tokens_per_second),
                 numbers.duration(run.train_seconds),
                 numbers.bytes(run.peak_memory_bytes),
-                run.error or "",
+                Markup('<span lang="en">{}</span>').format(run.error) if run.error else "",
             ]
         )
     names = [

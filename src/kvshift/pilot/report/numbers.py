@@ -41,6 +41,10 @@ class Numbers:
                 return f"{_trimmed(self.plain(scaled, _decimals(scaled, 3, 2)))}{unit}"
         return self.plain(value)
 
+    def two_digits(self, value: float) -> str:
+        """Two significant digits, four decimals at most: 17, 3.4, 0.012."""
+        return self.plain(value, _decimals(value, 2, 4))
+
     def nats(self, value: float, sign: bool = False) -> str:
         """A loss or a gain, three decimals."""
         return self.plain(value, 3, sign)

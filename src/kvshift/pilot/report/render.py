@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kvshift.pilot.report import details, figures, headline, questions, scalars
 from kvshift.pilot.report.context import Context
 from kvshift.pilot.results import Results
 
+_OPTION = re.compile(r"(?<![\w-])--[a-z-]{2,20}(?![\w-])")  # short ones only: they must fit a phone's line
 _UNSAFE_IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -55,6 +57,7 @@ def render(results: Results, language: str | None = None) -> str:
         effort=questions.effort(context),
         scalars=heads,
         trust=details.trust(context),
+        noted=details.noted(context),
         methods=details.methods(context),
         settings=details.settings(context),
         runs=details.runs(context),
@@ -65,6 +68,12 @@ def render(results: Results, language: str | None = None) -> str:
 def embedded_json(value: Any) -> Markup:
     """JSON that may stand inside a <script>: no character that could end it or start markup."""
     return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_UNSAFE_IN_SCRIPT))
+
+
+def unbroken(words: str) -> Markup:
+    """Text in which no line ends within a command's option, nor right behind its dashes."""
+    option = r'<span class="option">\g<0></span>'
+    return Markup(_OPTION.sub(option, str(escape(words))))
 
 
 def _facts(context: Context) -> str:
@@ -112,4 +121,5 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("report.html.j2")

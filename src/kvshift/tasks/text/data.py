@@ -12,7 +12,7 @@ import numpy as np
 from kvshift.errors import DataError
 from kvshift.tasks.text.tokens import TokenStore
 
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "data.json"
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
@@ -73,6 +73,6 @@ class TextData:
             ) from error
 
     def summary(self) -> dict[str, Any]:
-        """What went in and came out, as JSON: counts, what was skipped and removed, notes in plain words."""
+        """What went in and came out, as JSON: counts, what was skipped and removed, and notes."""
         copy: dict[str, Any] = json.loads(json.dumps(self._summary))
         return copy

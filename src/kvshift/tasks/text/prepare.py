@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
-from kvshift.errors import DataError, OutputError
+from kvshift.errors import DataError, OutputError, UsageError
 from kvshift.files import sync_file, sync_folder
 from kvshift.tasks.text import tokenizer as bpe
 from kvshift.tasks.text.corpus import HINT_BYTES, Corpus, arrange
@@ -72,7 +72,7 @@ def prepare(request: TextRequest, cache: Path | None = None, *, progress: Progre
         (building / "data").mkdir(parents=True)
         try:
             with Spool(building / "spool", request.max_bytes) as spool:
-                skipped = _read(sources, spool, report)
+                skipped = _read(request, sources, spool, report)
                 titles = [source.title for source in sources]
                 name = _name(request, titles, spool, skipped, own)
                 found = _existing(cache / name)
@@ -113,11 +113,12 @@ def _exclusive(cache: Path, report: Progress) -> Iterator[None]:
         ) from error
 
 
-def _read(sources: list[Source], spool: Spool, report: Progress) -> Skipped:
-    skipped = Skipped()
+def _read(request: TextRequest, sources: list[Source], spool: Spool, report: Progress) -> Skipped:
+    skipped, records = Skipped(), False
     report("Reading the text", None)
     for source in sources:
         for document in source.documents(skipped):
+            records = records or document.record
             try:
                 spool.add(document.chunks)
             except NotText as why:
@@ -135,6 +136,11 @@ def _read(sources: list[Source], spool: Spool, report: Progress) -> Skipped:
         raise DataError(
             f"No usable text in {titles}: all was skipped ({skipped}); text must be UTF-8 (convert other "
             "encodings, for example with iconv) and may be packed as .gz, .bz2, .xz or .zst, one file each."
+        )
+    if request.text_column is not None and not records:
+        raise UsageError(
+            f"--text-column {request.text_column} is for tables (.jsonl, .csv, .tsv, .parquet, datasets), "
+            "but no text came from one. Leave it out, or check that the table is among the sources."
         )
     return skipped
 

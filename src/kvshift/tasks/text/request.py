@@ -21,7 +21,7 @@ class TextRequest:
             (`owner/name`, `owner/name:config`, or `hf:name`). None: the standard library of the running
             Python.
         text_column: the column of tables (.jsonl, .csv, .tsv, .parquet, datasets) that holds the text; None
-            takes the column `text`.
+            takes the column `text`. One that is given where no text comes from a table is refused.
         tokenizer: a tokenizer.json, or a folder that holds one; None trains a byte-level BPE.
         vocab_size: size of the trained vocabulary; None chooses it from the corpus (`vocabulary_size`).
         validation_share: share of the bytes set aside for validation, at most 4 MB, and raised for a small

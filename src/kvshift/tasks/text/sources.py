@@ -51,11 +51,13 @@ class Document:
         name: for people: a path, or a path and a record number.
         chunks: its text; reading it may raise NotText, UnreadableFile or DataError.
         named: the user named this very file, so that failing to read it is an error, not a skip.
+        record: it is a record of a table.
     """
 
     name: str
     chunks: Iterable[str]
     named: bool = False
+    record: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _records(name: str, values: Iterator[Any], skipped: Skipped) -> Iterator[Doc
         elif not isinstance(value, str):
             skipped.add("record whose text is not a string", title)
         else:
-            yield Document(title, _record_text(value))
+            yield Document(title, _record_text(value), record=True)
 
 
 def _record_text(value: str) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""What was prepared, in numbers and in plain words."""
+"""What was prepared, in numbers and notes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from kvshift.tasks.text.corpus import HINT_BYTES, Corpus
@@ -45,7 +46,7 @@ def summarise(
         "language_hint": language(corpus.sample(HINT_BYTES)),
         "truncated": corpus.full,
     }
-    summary["notes"] = list(_notes(summary, request, counted_bytes / true_bytes, str(skipped)))
+    summary["notes"] = list(_notes(summary, request, counted_bytes / true_bytes))
     return summary
 
 
@@ -54,35 +55,25 @@ def _listing(titles: list[str]) -> str:
     return shown if len(titles) <= 5 else f"{shown} and {len(titles) - 5:,} more"
 
 
-def _notes(summary: dict[str, Any], request: TextRequest, byte_ratio: float, skipped: str) -> list[str]:
-    notes = []
+def _notes(summary: dict[str, Any], request: TextRequest, byte_ratio: float) -> Iterator[dict[str, Any]]:
+    """What is worth saying, as keys and values; whoever shows them has the words."""
     if summary["passages"]:
-        notes.append(
-            "There are too few documents to split, so long ones were cut, at blank lines where there are "
-            f"any, into passages of about {summary['passage_bytes']:,} bytes. Each passage counts as a "
-            "document; runs of neighbouring passages, spread over the text, were set aside for validation."
-        )
+        yield _note("cut_into_passages", bytes=summary["passage_bytes"])
     removed = summary["duplicates_removed"]
     if removed["exact"]:
-        notes.append(f"{removed['exact']:,} exact copies of other documents were left out.")
+        yield _note("exact_copies", copies=removed["exact"])
     if removed["near"]:
-        notes.append(
-            f"{removed['near']:,} training documents were left out because they are nearly the same as a "
-            "validation document."
-        )
-    if skipped:
-        notes.append(f"Skipped: {skipped}.")
+        yield _note("near_copies", copies=removed["near"])
+    if summary["skipped"]:
+        yield _note("skipped", reasons=summary["skipped"])
     if summary["truncated"]:
-        notes.append(f"Reading stopped after {request.max_bytes:,} bytes of text; the rest was not used.")
+        yield _note("reading_stopped", bytes=request.max_bytes)
     share = summary["validation_bytes"] / (summary["train_bytes"] + summary["validation_bytes"])
     if not 0.5 <= share / request.validation_share <= 1.6:
-        notes.append(
-            f"{share:.1%} of the text validates, where {request.validation_share:.1%} was asked for: it is "
-            "kept between what makes the loss certain enough and what is worth its time, in whole documents."
-        )
+        yield _note("validation_share", share=share, asked=request.validation_share)
     if abs(byte_ratio - 1) > 1e-3:
-        notes.append(
-            "The tokenizer changes text, so bits per byte are approximate: its tokens account for "
-            f"{byte_ratio:.1%} of the bytes."
-        )
-    return notes
+        yield _note("bytes_approximate", share=byte_ratio)
+
+
+def _note(key: str, **values: Any) -> dict[str, Any]:
+    return {"key": key, "values": values}
