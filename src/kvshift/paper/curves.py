@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,8 +94,13 @@ def _arm(axes: Any, curves: Sequence[Curve], score: str, label: str, colour: str
 
 def _series(axes: Any, series: Series, colour: str) -> None:
     found = [interval(values) for values in series.values.values()]
-    half = [0.0 if math.isinf(each.high) else each.high - each.mean for each in found]
     means = [each.mean for each in found]
-    axes.errorbar(
-        list(series.values), means, half, fmt="o-", ms=3, capsize=2, color=colour, label=series.label
+    # A share of answers has no place outside of 0 to 1, whatever Student's t says of a few seeds.
+    low, high = (
+        [each.mean - max(each.low, 0) for each in found],
+        [min(each.high, 1) - each.mean for each in found],
     )
+    if all(len(values) == 1 for values in series.values.values()):
+        low = high = [0.0] * len(found)
+    style = {"fmt": "o-", "ms": 3, "capsize": 2, "color": colour}
+    axes.errorbar(list(series.values), means, (low, high), label=series.label, **style)

@@ -39,9 +39,14 @@ def gpt2(hidden: int, layers: int, heads: int) -> Settings:
     return {"model_type": "gpt2", "n_embd": hidden, "n_layer": layers, "n_head": heads, **dropout}
 
 
+def layers_name(count: int) -> str:
+    """For people."""
+    return f"{count} layer{'' if count == 1 else 's'}"
+
+
 def arm_name(layers: int, shifted: bool) -> str:
     """For people."""
-    return f"{'KV shift' if shifted else 'vanilla'}, {layers} layer{'' if layers == 1 else 's'}"
+    return f"{'KV shift' if shifted else 'vanilla'}, {layers_name(layers)}"
 
 
 def make_run(name: str, scale: Scale, *, shifted: bool, seed: int, **fields: Any) -> Run:

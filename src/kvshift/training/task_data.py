@@ -61,14 +61,21 @@ class _Lessons(Dataset[Lesson]):
         return make_lesson(self.task.batch(step, self.size))
 
 
-def lessons(task: Task, size: int, begin: int, end: int, device: torch.device) -> Iterator[Lesson]:
-    """What steps `begin` to `end` - 1 learn from, on `device`.
+def worker_count(device: torch.device) -> int:
+    """A GPU may learn faster than one core makes batches; a CPU has its cores for the model."""
+    return min(_MOST_WORKERS, max((os.cpu_count() or 1) - 1, 1)) if device.type == "cuda" else 0
 
-    A GPU may learn faster than one core makes batches, so there processes make them ahead; a batch depends on
-    its step alone, whichever process makes it. A CPU has its cores for the model.
+
+def lessons(
+    task: Task, size: int, begin: int, end: int, device: torch.device, workers: int
+) -> Iterator[Lesson]:
+    """What steps `begin` to `end` - 1 learn from, in order, on `device`.
+
+    Args:
+        workers: processes that make batches ahead; 0 makes each when it is wanted. A batch depends on its
+            step alone, whichever process makes it.
     """
     cuda = device.type == "cuda"
-    workers = min(_MOST_WORKERS, max((os.cpu_count() or 1) - 1, 1)) if cuda else 0
     loader: DataLoader[Lesson] = DataLoader(
         _Lessons(task, size),
         batch_size=None,

@@ -36,9 +36,10 @@ from kvshift.training.record import (
     read_status,
     write_status,
 )
-from kvshift.training.task_data import Lesson, lessons, make_lesson
+from kvshift.training.task_data import Lesson, lessons, make_lesson, worker_count
 from kvshift.training.task_recipe import TaskRecipe
 
+CHECKPOINT_SECONDS = 60.0
 _NONE = -1  # what is predicted where nothing is asked
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
 
@@ -63,7 +64,7 @@ class TaskRecord:
     grades: dict[str, list[int]]  # of derivations the model wrote itself; empty where none were asked for
 
 
-def train_task(recipe: TaskRecipe, folder: Path, *, checkpoint_seconds: float = 60.0) -> TaskRecord:
+def train_task(recipe: TaskRecipe, folder: Path, *, checkpoint_seconds: float | None = None) -> TaskRecord:
     """Trains as `recipe` says, in `folder`.
 
     Goes on from the last whole checkpoint if the folder holds one, on a CPU to the very record that an
@@ -72,7 +73,8 @@ def train_task(recipe: TaskRecipe, folder: Path, *, checkpoint_seconds: float = 
     Args:
         recipe: the run.
         folder: made if missing; nothing is written anywhere else.
-        checkpoint_seconds: least time between checkpoints; 0 writes one each step.
+        checkpoint_seconds: least time between checkpoints, `CHECKPOINT_SECONDS` if None; 0 writes one each
+            step.
 
     Returns:
         The record; its status is `finished`, or `diverged` if the loss was no longer a finite number.
@@ -88,7 +90,8 @@ def train_task(recipe: TaskRecipe, folder: Path, *, checkpoint_seconds: float = 
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RECIPE_FILE, recipe.model_dump_json(indent=2).encode() + b"\n")
-        ended = _train(model, folder, checkpoint_seconds)
+        every = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+        ended = _train(model, folder, every)
         write_status(folder, ended, None)
     checkpoint.delete_checkpoints(folder)
     return read_task_record(folder)
@@ -217,7 +220,14 @@ def _train(model: TaskModel, folder: Path, checkpoint_seconds: float) -> Status:
         if start is None:
             writer.write("start", _sizes(model))
         saved, since = time.monotonic(), state["step"] - state["step"] % recipe.evaluate_every
-        upcoming = lessons(model.task, recipe.batch_size, state["step"], recipe.steps, model.device)
+        upcoming = lessons(
+            model.task,
+            recipe.batch_size,
+            begin=state["step"],
+            end=recipe.steps,
+            device=model.device,
+            workers=worker_count(model.device),
+        )
         for step, lesson in enumerate(upcoming, start=state["step"] + 1):
             model.learn(lesson, step - 1)
             if step % recipe.evaluate_every == 0 or step == recipe.steps:

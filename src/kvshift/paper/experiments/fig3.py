@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvshift.paper.curves import Panel, draw_curves
-from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
-from kvshift.paper.learning import Curve, average, curve, final, gains, interval, llama, make_run, measure
+from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
+from kvshift.paper.learning import (
+    Curve,
+    average,
+    curve,
+    final,
+    gains,
+    interval,
+    layers_name,
+    llama,
+    make_run,
+    measure,
+)
 
 SCORE = "rules"
 MARGIN = 0.05
@@ -38,8 +49,7 @@ def _by_size(measurements: Sequence[Measurement]) -> dict[str, list[Curve]]:
     curves = sorted((curve(each) for each in measurements), key=lambda each: each.width)
     found: dict[str, list[Curve]] = {}
     for each in curves:
-        layers = f"{each.layers} layer{'' if each.layers == 1 else 's'}"
-        found.setdefault(f"hidden {each.width}, {layers}", []).append(each)
+        found.setdefault(f"hidden {each.width}, {layers_name(each.layers)}", []).append(each)
     return found
 
 
@@ -53,13 +63,13 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         same.append(learned >= LEARNED and all(each.low > -MARGIN and each.high < MARGIN for each in found))
         differs.append(any(each.low > MARGIN or each.high < -MARGIN for each in found))
     if any(differs):
-        verdict = "not"
+        verdict: Verdict = "not"
     elif all(same):
         verdict = "reproduced"
     else:
         verdict = "partly" if any(same) else "undecided"
     return Judgement(
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,
         ours="gain in accuracy: " + "; ".join(said),
         finding=f"The best run of each size knows {', '.join(f'{best:.1%}' for best in learned_by.values())} "
         f"of the answers ({'; '.join(learned_by)}). No difference within ±{MARGIN:g} is shown at "

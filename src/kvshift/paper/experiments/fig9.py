@@ -7,7 +7,7 @@ from typing import Any
 
 from kvshift.paper.curves import Series, draw_series
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
-from kvshift.paper.learning import Curve, curve, final, gains, gpt2, interval, make_run, measure
+from kvshift.paper.learning import Curve, curve, final, gains, gpt2, interval, layers_name, make_run, measure
 from kvshift.tasks.hops import Hops
 
 PUBLISHED_HOPS = (1, 2, 4, 8, 12, 16)
@@ -80,9 +80,9 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
             clearly.append(gain.low > 0)
         for hops in sorted({most // 2, most}):
             before, after = (_error(curves, shifted, hops) for shifted in (False, True))
-            said.append(f"{layers} layers, {hops} hops: {before:.3f} → {after:.3f}")
+            said.append(f"{layers_name(layers)}, {hops} hops: {before:.3f} → {after:.3f}")
         better += [
-            f"{layers} layers, {hops} hops"
+            f"{layers_name(layers)}, {hops} hops"
             for hops, error in _published(curves).items()
             if _error(curves, False, hops) < error - NOISE
         ]
@@ -94,9 +94,9 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     return Judgement(
         verdict=verdict,
         ours="error, vanilla → KV shift: " + "; ".join(said),
-        finding=f"After {budget:,} steps KV shift has the lower error, on average over seeds, at {sum(lower)} "
-        f"of {len(lower)} pairs of layers and hops, counting hops from half of the most; the interval of the "
-        f"difference leaves out 0 at {sum(clearly)}.{too_good}",
+        finding=f"After {budget:,} steps KV shift has the lower error, on average over seeds, at "
+        f"{sum(lower)} of {len(lower)} pairs of layers and hops, counting hops from half of the "
+        f"most; the interval of the difference leaves out 0 at {sum(clearly)}.{too_good}",
     )
 
 
@@ -117,7 +117,7 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
         if published := _published(curves):
             values = {hops: [error] for hops, error in published.items()}
             series.append(Series("vanilla, published", values, dashed=True))
-        panels.append((f"{layers} layers", series))
+        panels.append((layers_name(layers), series))
     return draw_series(panels, "hops", "error", kind)
 
 
@@ -129,10 +129,10 @@ EXPERIMENT = Experiment(
     "error.",
     paper="vanilla's error at 16 hops: .612 (4 layers), .414 (5 layers); KV shift's small",
     rule="Reproduced if for every number of layers and every number of hops from half of the most on KV "
-    "shift's error is below vanilla's, with a 95% interval over paired seeds that leaves out 0, and vanilla's "
-    f"error is nowhere more than {NOISE:g} below the published one (scale gpu takes a fifth of the paper's "
-    "steps: it may be above); partly if only the means are below, or vanilla is better than published; not "
-    "otherwise.",
+    "shift's error is below vanilla's, with a 95% interval over paired seeds that leaves out 0, and "
+    f"vanilla's error is nowhere more than {NOISE:g} below the published one (scale gpu takes a fifth of the "
+    "paper's steps: it may be above); partly if only the means are below, or vanilla is better than "
+    "published; not otherwise.",
     runs={
         "tiny": _runs(
             "tiny",
