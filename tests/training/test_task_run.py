@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from kvshift.errors import OutputError, UsageError
-from kvshift.tasks.gsm import GradeSchoolMaths
+from kvshift.tasks.gsm import GradeSchoolMaths, prompt
 from kvshift.tasks.induction import Induction
 from kvshift.tasks.task import IGNORED
 from kvshift.training import task_run
@@ -174,7 +174,8 @@ def test_derivations_written_together_are_those_written_alone(shift) -> None:
     task = trained.task
     assert isinstance(task, GradeSchoolMaths)
     problems = task.problems(0, 5)
-    together = write_derivations(trained.model, problems, 4)
+    assert len({len(prompt(problem)) for problem in problems}) > 1  # else nothing is padded
+    together = write_derivations(trained.model, problems, 5)
     for problem, written in zip(problems, together, strict=True):
         (alone,) = write_derivations(trained.model, [problem], 1)
         shorter = min(len(alone), len(written))
