@@ -1,9 +1,9 @@
 """A training run on a synthetic task: recipe → loop → record, with exact resuming.
 
 The loop is written out, and not Hugging Face's Trainer, which text runs use. What both share are the model's
-draw, the parameter groups, the record's file and the checkpoints; what `trainer.py` adds to the Trainer
-(windows of text, their loss by micro-batches, bits a byte) has no place here, and a step of the smallest
-models takes a few milliseconds, of which the Trainer's bookkeeping would be a good part.
+draw, the parameter groups, the record's file and the checkpoints. What `trainer.py` adds to the Trainer
+(windows of text, their loss by micro-batches, bits a byte) has no place here, and what the Trainer adds to a
+loop, ways to run large models on many devices, these small ones do not need.
 """
 
 from __future__ import annotations
