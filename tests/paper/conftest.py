@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvshift.cli import main
 from kvshift.paper import reproduce
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run
 
@@ -36,6 +37,14 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     return json.dumps([kind, *[each.measured["square"] for each in measurements]]).encode()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A results folder made by the command itself; read it, and leave its records alone."""
+    out = tmp_path_factory.mktemp("tiny")
+    assert main(["reproduce", "all", "--scale", "tiny", "--out", str(out), "--report"]) == 0
+    return out
 
 
 @pytest.fixture

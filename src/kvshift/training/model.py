@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.models import convert, shift_modules
+from kvshift.shift import KVShiftConfig
 from kvshift.tasks.text import TextData
 from kvshift.training.recipe import Recipe
 
@@ -26,26 +27,52 @@ _NOT_ARCHITECTURE = {  # in a downloaded config.json, and nothing a model traine
 }
 
 
+class Learner(Protocol):
+    """What a recipe, of a text or of a task, says about its model and how it learns."""
+
+    @property
+    def model(self) -> dict[str, Any]: ...
+    @property
+    def shift_config(self) -> KVShiftConfig | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
 def build_model(
     recipe: Recipe, vocab_size: int | None = None, end_token: int | None = None
 ) -> PreTrainedModel:
-    """The model at step 0, in float32 on the CPU; the global random state is left alone.
-
-    The vanilla model is drawn first, from the recipe's seed; the taps after it, from a generator of their
-    own. So recipes that differ only in `shift` start from the same weights outside the taps, bit for bit.
+    """The model at step 0, as `draw_model` draws it.
 
     Args:
         recipe: the run.
         vocab_size, end_token: of the recipe's data; None reads them there.
 
     Raises:
-        UsageError: the configuration is impossible.
-        UnsupportedModelError: the architecture is unknown, or cannot be shifted though the recipe says so.
+        UsageError, UnsupportedModelError: see `draw_model`.
         DataError: the recipe's data cannot be opened.
     """
     if vocab_size is None:
         data = TextData.open(recipe.data)
         vocab_size, end_token = data.vocab_size, data.end_token
+    return draw_model(recipe, vocab_size, end_token)
+
+
+def draw_model(recipe: Learner, vocab_size: int, end_token: int | None = None) -> PreTrainedModel:
+    """The model at step 0, in float32 on the CPU; the global random state is left alone.
+
+    The vanilla model is drawn first, from the recipe's seed; the taps after it, from a generator of their
+    own. So recipes that differ only in their shift start from the same weights outside the taps, bit for bit.
+
+    Raises:
+        UsageError: the configuration is impossible.
+        UnsupportedModelError: the architecture is unknown, or cannot be shifted though the recipe says so.
+    """
     config = _config(recipe, vocab_size, end_token)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -61,7 +88,7 @@ def build_model(
     return model
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, recipe: Learner) -> list[dict[str, Any]]:
     """What AdamW needs: matrices decayed; norms and biases not; taps not, at their own learning rate."""
     taps = {id(parameter) for parameter in tap_parameters(model)}
     named = list(model.named_parameters())
@@ -101,7 +128,7 @@ def effective_taps(model: nn.Module, name: str) -> list[list[list[float]]] | Non
     return layers or None
 
 
-def _config(recipe: Recipe, vocab_size: int, end_token: int | None) -> Any:
+def _config(recipe: Learner, vocab_size: int, end_token: int | None) -> Any:
     given = {key: value for key, value in recipe.model.items() if key not in _NOT_ARCHITECTURE}
     model_type = given.pop("model_type", None)
     if not isinstance(model_type, str):

@@ -153,7 +153,7 @@ def read_record(folder: Path, recipe: Recipe | None = None) -> Record:
         raise OutputError(f"{folder} holds no run: {RECIPE_FILE} is missing. Name the folder of a run.")
     found: dict[str, Any] = {}
     points: dict[str, list[Any]] = {event: [] for event in _POINTS}
-    for line in _lines(folder / RECORD_FILE):
+    for line in read_lines(folder / RECORD_FILE):
         event = line.pop("event", None)
         if event in _POINTS:
             points[event].append(_POINTS[event](**line))
@@ -209,7 +209,7 @@ def write_status(folder: Path, status: Status, error: str | None) -> None:
     write_atomically(folder / STATUS_FILE, json.dumps({"status": status, "error": error}).encode() + b"\n")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The record's whole lines, up to the first that is not one."""
     try:
         raw = path.read_bytes()

@@ -1,0 +1,106 @@
+"""The figures of experiments that train: learning curves, and numbers by arm, with intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvshift.paper.figure import paint
+from kvshift.paper.learning import Curve, interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = ("C1", "C0", "C2", "C4")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: the curves of one size or one task."""
+
+    title: str
+    curves: list[Curve]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Numbers along an axis, several at each place (one a seed)."""
+
+    label: str
+    values: dict[int, list[float]]
+    dashed: bool = False
+
+
+def draw_curves(panels: Sequence[Panel], score: str, ylabel: str, kind: str) -> bytes:
+    """Accuracy against steps: a thin line a run, a thick one their mean, a band its 95% interval.
+
+    Raises:
+        UsageError: see `paint`.
+    """
+
+    def painter(figure: Figure) -> None:
+        places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, panel in zip(places, panels, strict=True):
+            arms = sorted({(not each.shifted, each.layers, each.arm) for each in panel.curves})
+            for colour, (_, _, arm) in zip(_COLOURS, arms, strict=False):
+                _arm(axes, [each for each in panel.curves if each.arm == arm], score, arm, colour)
+            axes.set(title=panel.title, xlabel="step", ylim=(-0.03, 1.03))
+            axes.grid(alpha=0.3)
+        places[0].set_ylabel(ylabel)
+        places[-1].legend(fontsize=7.5)
+
+    return paint(kind, max(3.0 * len(panels), 4.6), 3.4, painter)
+
+
+def draw_series(panels: Sequence[tuple[str, Sequence[Series]]], xlabel: str, ylabel: str, kind: str) -> bytes:
+    """Means against a whole number, with 95% intervals over seeds where there are several.
+
+    Raises:
+        UsageError: see `paint`.
+    """
+
+    def painter(figure: Figure) -> None:
+        places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, (title, all_series) in zip(places, panels, strict=True):
+            for colour, series in zip(_COLOURS, all_series, strict=False):
+                if series.dashed:
+                    means = [sum(values) / len(values) for values in series.values.values()]
+                    axes.plot(list(series.values), means, "--", color="#555555", label=series.label)
+                else:
+                    _series(axes, series, colour)
+            axes.set(
+                title=title, xlabel=xlabel, xticks=sorted({x for each in all_series for x in each.values})
+            )
+            axes.grid(alpha=0.3)
+        places[0].set_ylabel(ylabel)
+        places[-1].legend(fontsize=7.5)
+
+    return paint(kind, max(3.4 * len(panels), 4.6), 3.4, painter)
+
+
+def _arm(axes: Any, curves: Sequence[Curve], score: str, label: str, colour: str) -> None:
+    for each in curves:
+        axes.plot(each.steps, each.accuracies(score), color=colour, lw=0.5, alpha=0.6)
+    # A diverged run ends early; the mean goes as far as every run does.
+    shortest = min((each.steps for each in curves), key=len)
+    columns = list(zip(*(each.accuracies(score)[: len(shortest)] for each in curves), strict=True))
+    found = [interval(column) for column in columns]
+    axes.plot(shortest, [each.mean for each in found], color=colour, lw=1.8, label=label)
+    if len(curves) > 1:
+        low, high = [max(each.low, 0) for each in found], [min(each.high, 1) for each in found]
+        axes.fill_between(shortest, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def _series(axes: Any, series: Series, colour: str) -> None:
+    found = [interval(values) for values in series.values.values()]
+    means = [each.mean for each in found]
+    # A share of answers has no place outside of 0 to 1, whatever Student's t says of a few seeds.
+    low, high = (
+        [each.mean - max(each.low, 0) for each in found],
+        [min(each.high, 1) - each.mean for each in found],
+    )
+    if all(len(values) == 1 for values in series.values.values()):
+        low = high = [0.0] * len(found)
+    style = {"fmt": "o-", "ms": 3, "capsize": 2, "color": colour}
+    axes.errorbar(list(series.values), means, (low, high), label=series.label, **style)

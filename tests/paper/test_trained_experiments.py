@@ -1,0 +1,289 @@
+"""The experiments that train: their rules on made-up records, and going on after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kvshift.paper.experiment import Measurement, Scale
+from kvshift.paper.experiments import EXPERIMENTS
+from kvshift.paper.experiments.fig9 import PUBLISHED, PUBLISHED_HOPS
+from kvshift.paper.learning import Curve, curve
+from kvshift.paper.records import ResultsFolder, RunRecord
+from kvshift.paper.reproduce import reproduce
+from kvshift.training.task_run import TaskModel
+
+pytest.importorskip("matplotlib")
+
+TRAINED = ("fig1a", "fig1b", "fig3", "fig9", "table7")
+SIZE = 1000  # answers of each score
+Shares = Callable[[Curve], dict[str, list[float]]]
+
+
+def made_up(name: str, scale: Scale, shares: Shares) -> list[Measurement]:
+    """A record of each run, with the accuracies that `shares` gives at its evaluations by score.
+
+    A score `graded` goes to what the model wrote itself.
+    """
+    made = []
+    for run in EXPERIMENTS[name].runs[scale]:
+        measured = {"status": "finished", "parameters": 1, "tap_parameters": 0, "points": [], "grades": {}}
+        found = shares(curve(Measurement(run.settings, measured)))
+        for kind in ("answers", "right"):
+            if "graded" in found:
+                measured["grades"][kind] = [round(found["graded"][0] * SIZE), SIZE]
+        scores = {score: values for score, values in found.items() if score != "graded"}
+        evaluations = len(next(iter(scores.values()))) if scores else 0
+        measured["points"] = [
+            {
+                "step": run.settings["evaluate_every"] * (number + 1),
+                "loss": 1.0,
+                "scores": {score: [round(values[number] * SIZE), SIZE] for score, values in scores.items()},
+            }
+            for number in range(evaluations)
+        ]
+        made.append(Measurement(run.settings, measured))
+    return made
+
+
+def verdict(name: str, scale: Scale, shares: Shares) -> str:
+    return EXPERIMENTS[name].judge(made_up(name, scale, shares)).verdict
+
+
+# Depth
+
+
+def depth(*, kv=(0.5, 1.0, 1.0), one=0.05, two=(0.0, 0.0, 0.0), four=(0.0, 0.0, 0.0)) -> Shares:
+    def shares(run: Curve) -> dict[str, list[float]]:
+        vanilla = {1: [one] * 3, 2: list(two), 4: list(four)}
+        return {"first": list(kv) if run.shifted else vanilla[run.layers]}
+
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        (depth(), "reproduced"),
+        (depth(two=(0, 0, 1)), "reproduced"),
+        (depth(two=(0, 1, 1)), "not"),  # as soon
+        (depth(four=(1, 1, 1)), "partly"),
+        (depth(one=0.3), "partly"),
+        (depth(kv=(0, 0.98, 0.98)), "not"),
+    ],
+)
+def test_fig1a(shares, expected) -> None:
+    assert verdict("fig1a", "gpu", shares) == expected
+
+
+def test_fig1a_needs_every_seed() -> None:
+    def shares(run: Curve) -> dict[str, list[float]]:
+        return depth(two=(1, 1, 1) if run.seed == 2 else (0, 0, 0))(run)
+
+    assert verdict("fig1a", "small", shares) == "not"
+
+
+# Width
+
+
+def width(gaps: dict[int, tuple[float, float, float]]) -> Shares:
+    """`gaps`: a seed's accuracy above vanilla's by width."""
+
+    def shares(run: Curve) -> dict[str, list[float]]:
+        gap = gaps.get(run.width, (0.8, 0.8, 0.8))[run.seed]
+        return {"first": [0.0, 0.1 + gap if run.shifted else 0.1]}
+
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("gaps", "expected"),
+    [
+        ({}, "reproduced"),
+        ({128: (0, 0, 0)}, "reproduced"),  # wider than what decides
+        ({8: (0.4, 0.4, 0.4)}, "partly"),
+        ({8: (0.9, 0.9, 0.0)}, "partly"),  # enough on average, but not by every seed
+        (dict.fromkeys((8, 16, 32, 64), (0, 0, 0)), "not"),
+        (dict.fromkeys((8, 16, 32, 64), (-0.1, -0.1, -0.1)), "not"),
+    ],
+)
+def test_fig1b(gaps, expected) -> None:
+    assert verdict("fig1b", "gpu", width(gaps)) == expected
+
+
+# 3-gram rules
+
+
+def ngram(gains: dict[int, tuple[float, float, float]], level=0.6, early=0.0) -> Shares:
+    """`gains`: by seed, of each width; `early`: more that KV shift has at the first evaluation alone."""
+
+    def shares(run: Curve) -> dict[str, list[float]]:
+        gain = gains.get(run.width, (0.01, 0.0, -0.01))[run.seed] if run.shifted else 0.0
+        return {"rules": [0.3 + (early if run.shifted else 0), level + gain]}
+
+    return shares
+
+
+WIDTHS = (8, 128, 1024)
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        (ngram({}), "reproduced"),
+        (ngram(dict.fromkeys(WIDTHS, (0.03, 0.03, 0.03))), "reproduced"),  # a difference, too small to matter
+        (ngram({8: (0.1, 0.0, -0.1)}), "partly"),  # too noisy to tell
+        (ngram(dict.fromkeys(WIDTHS, (0.1, 0.0, -0.1))), "undecided"),
+        (ngram({8: (0.1, 0.1, 0.1)}), "not"),
+        (ngram({8: (-0.1, -0.1, -0.1)}), "not"),
+        (ngram({}, early=0.4), "not"),  # the same at the end, but sooner
+        (ngram({}, level=0.05), "undecided"),  # nobody learned anything
+    ],
+)
+def test_fig3(shares, expected) -> None:
+    assert verdict("fig3", "gpu", shares) == expected
+
+
+# Hops
+
+
+def hops(errors: Callable[[int, int], float], gain=lambda depth, hops, seed: 0.05) -> Shares:
+    """`errors` of vanilla by layers and hops; `gain`: what KV shift has less."""
+
+    def shares(run: Curve) -> dict[str, list[float]]:
+        lower = gain if run.shifted else lambda *args: 0.0
+        return {f"hops={k}": [1 - errors(run.layers, k) + lower(run.layers, k, run.seed)] for k in range(17)}
+
+    return shares
+
+
+def at_least(least: float, less: float = 0.0) -> Callable[[int, int], float]:
+    """The published errors less `less`, but at least `least`, so that there is room below them."""
+    return lambda depth, hops: max(published(depth, hops) - less, least)
+
+
+def published(layers: int, hops: int) -> float:
+    """The paper's, and between its numbers that of the next larger one."""
+    return next(
+        error for k, error in zip(PUBLISHED_HOPS, PUBLISHED[layers], strict=True) if k >= max(hops, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        (hops(at_least(0.05)), "reproduced"),
+        (hops(at_least(0.7)), "reproduced"),  # a shorter budget
+        (hops(at_least(0.05), lambda depth, k, seed: 0.05 * (k > 7)), "reproduced"),
+        (hops(at_least(0.05, less=0.1)), "partly"),  # another task, it seems
+        (hops(at_least(0.7), lambda depth, k, seed: (0.2, 0.0, 0.01)[seed]), "partly"),
+        (hops(at_least(0.7), lambda depth, k, seed: -0.1 if (depth, k) == (5, 16) else 0.1), "not"),
+        (hops(at_least(0.7), lambda depth, k, seed: 0.0), "not"),
+    ],
+)
+def test_fig9(shares, expected) -> None:
+    assert verdict("fig9", "gpu", shares) == expected
+
+
+# Grade-school maths
+
+
+def maths(gain: Callable[[int, int], float], level=0.5) -> Shares:
+    """`gain` by operations of the test and seed."""
+
+    def shares(run: Curve) -> dict[str, list[float]]:
+        more = gain(run.task_settings["test_operations"], run.seed) if run.shifted else 0
+        return {"answer": [0.5], "graded": [level + more]}
+
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        (maths(lambda test, seed: 0.1), "reproduced"),
+        (maths(lambda test, seed: 0.1 if test == 15 else 0.1 * seed), "partly"),
+        (maths(lambda test, seed: 0.1 if test == 15 else -0.1), "not"),
+        (maths(lambda test, seed: 0.0), "not"),
+        (maths(lambda test, seed: 0.01, level=0.04), "undecided"),
+    ],
+)
+def test_table7(shares, expected) -> None:
+    assert verdict("table7", "gpu", shares) == expected
+
+
+# The whole path
+
+
+def records(tiny, name: str) -> list[RunRecord]:
+    experiment = EXPERIMENTS[name]
+    found = ResultsFolder(tiny, "tiny").read(experiment)
+    return [found[run.name] for run in experiment.runs["tiny"]]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_verdict_and_figure_come_from_records_without_training(tiny, monkeypatch, name) -> None:
+    monkeypatch.setattr("kvshift.training.task_run.TaskModel", None)
+    files = [tiny / name / file for file in (f"{name}.png", "verdict.json")]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    reproduce([EXPERIMENTS[name]], "tiny", tiny, print)
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "count"),
+    [
+        ("fig1a", "first", [15, 16]),
+        ("fig1b", "first", [15, 16]),
+        ("fig3", "rules", [1, 107]),
+        ("fig9", "hops=2", [3, 100]),
+        ("table7", None, [3, 4]),
+    ],
+)
+def test_a_changed_record_changes_figure_and_numbers(tiny, name, score, count) -> None:
+    experiment = EXPERIMENTS[name]
+    found = [record.measurement() for record in records(tiny, name)]
+    before = experiment.draw(found, "svg"), experiment.judge(found)
+    if score is None:
+        found[0].measured["grades"]["answers"] = count
+    else:
+        found[0].measured["points"][-1]["scores"][score] = count
+    after = experiment.draw(found, "svg"), experiment.judge(found)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+def test_fig9_shows_the_published_errors_where_the_task_is_the_papers() -> None:
+    with_them, without = (
+        EXPERIMENTS["fig9"].draw(made_up("fig9", scale, hops(at_least(0.05))), "svg")
+        for scale in ("gpu", "small")
+    )
+    assert b"vanilla, published" in with_them
+    assert b"published" not in without
+
+
+def test_an_interrupted_experiment_goes_on_within_a_run(tiny, tmp_path, monkeypatch) -> None:
+    learn = TaskModel.learn
+    steps = 0
+
+    def stop(self, lesson, done):
+        nonlocal steps
+        steps += 1
+        if steps == 6:  # in the second run
+            raise KeyboardInterrupt
+        learn(self, lesson, done)
+
+    experiment = EXPERIMENTS["fig1a"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "learn", stop)
+        patch.setattr("kvshift.training.task_run.CHECKPOINT_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce([experiment], "tiny", tmp_path, print)
+    second = tmp_path / "fig1a" / "runs" / experiment.runs["tiny"][1].name
+    assert [path.name for path in (second / "checkpoints").iterdir()] == ["step-00000001"]
+    (outcome,) = reproduce([experiment], "tiny", tmp_path, print)
+    whole = records(tiny, "fig1a")
+    assert [record.measured for record in outcome.records] == [record.measured for record in whole]

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kvshift.errors import OutputError, UsageError
+from kvshift.tasks.gsm import GradeSchoolMaths, prompt
+from kvshift.tasks.induction import Induction
+from kvshift.tasks.task import IGNORED
+from kvshift.training import task_run
+from kvshift.training.derivations import write_derivations
+from kvshift.training.model import tap_parameters
+from kvshift.training.task_data import lessons, make_lesson
+from kvshift.training.task_recipe import TaskRecipe
+from kvshift.training.task_run import TaskModel, train_task
+
+SHIFT = {"init": "paper", "lr_multiplier": 10.0}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+DROPLESS = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, **DROPLESS}
+GSM = {"train_operations": 2, "test_operations": 2, "unneeded": 1, "length": 160}
+
+
+def make_recipe(**changes) -> TaskRecipe:
+    fields = {
+        "task": "induction",
+        "task_settings": {"vocab_size": 32, "candidates": 16, "length": 24},
+        "model": LLAMA,
+        "shift": SHIFT,
+        "steps": 7,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "evaluate_every": 3,
+        "evaluation_rows": 8,
+    }
+    return TaskRecipe(**{**fields, **changes})
+
+
+def gsm(**changes) -> TaskRecipe:
+    return make_recipe(task="gsm", task_settings=GSM, **changes)
+
+
+def enlarged(recipe: TaskRecipe) -> TaskModel:
+    """In float64, with weights so large that attention matters."""
+    trained = TaskModel(recipe)
+    trained.model.double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.model.parameters():
+            if parameter.dim() == 2 and parameter.shape[-1] > 2:
+                parameter.normal_(0, 0.4, generator=generator)
+    return trained
+
+
+# What is learned and what is scored
+
+
+@pytest.mark.parametrize("shift", [None, SHIFT])
+def test_a_packed_row_gives_the_logits_of_its_sequences_alone(shift) -> None:
+    trained = enlarged(gsm(shift=shift))
+    batch = trained.task.test(0, 2)
+    lesson = make_lesson(batch)
+    assert int(batch.starts[:, 1:].sum()) > 0
+    found = trained.logits(lesson)
+    expected = []
+    for row in range(2):
+        begins = [*batch.starts[row].nonzero().flatten().tolist(), batch.inputs.shape[1]]
+        alone = [
+            trained.model(input_ids=batch.inputs[row : row + 1, begin:end]).logits[0]
+            for begin, end in itertools.pairwise(begins)
+        ]
+        expected.append(torch.cat(alone)[batch.targets[row] != IGNORED])
+    # The logits come out in float32.
+    torch.testing.assert_close(found.double(), torch.cat(expected), rtol=1e-6, atol=1e-6)
+    assert lesson.answers.tolist() == batch.targets[batch.targets != IGNORED].tolist()
+
+
+def test_hops_take_the_last_norm_for_logits_and_learn_at_every_position() -> None:
+    trained = enlarged(make_recipe(task="hops", task_settings={}, model=GPT2, logits="final_norm"))
+    batch = trained.task.test(0, 3)
+    lesson = make_lesson(batch)
+    assert lesson.positions is None
+    hidden = trained.model(input_ids=batch.inputs, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(trained.logits(lesson).double(), hidden.flatten(0, 1), rtol=1e-6, atol=1e-6)
+    assert len(lesson.asked) == batch.targets.numel()
+
+
+def test_scores_are_those_of_a_plain_forward() -> None:
+    trained = enlarged(make_recipe(evaluation_batches=2))
+    expected = {"first": 0, "determined": 0}
+    totals = dict(expected)
+    for number in range(2):
+        batch = trained.task.test(number, 8)
+        predictions = trained.model(input_ids=batch.inputs).logits.argmax(-1)
+        for name, groups in (("first", (1,)), ("determined", (1, 2, 3))):
+            scored = torch.isin(batch.groups, torch.tensor(groups))
+            expected[name] += int((predictions == batch.targets)[scored].sum())
+            totals[name] += int(scored.sum())
+    found = trained.evaluate()
+    for name in expected:
+        assert (found[name].correct, found[name].total) == (expected[name], totals[name])
+    assert totals["first"] == 16
+
+
+def test_a_step_is_adamw_on_the_mean_over_asked_positions() -> None:
+    recipe = make_recipe(warmup_steps=4, clip=1e9)
+    trained, plain = TaskModel(recipe), TaskModel(recipe)
+    batch = trained.task.batch(0, 4)
+    trained.learn(make_lesson(batch), 0)
+
+    taps = {id(tap) for tap in tap_parameters(plain.model)}
+    parameters = list(plain.model.parameters())
+    groups = [
+        {
+            "params": [parameter],
+            "lr": 1e-2 / 4 * (10 if id(parameter) in taps else 1),
+            "weight_decay": 0.0 if id(parameter) in taps or parameter.dim() < 2 else 0.1,
+        }
+        for parameter in parameters
+    ]
+    logits = plain.model(input_ids=batch.inputs).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+    loss.backward()
+    torch.optim.AdamW(groups, betas=(0.9, 0.95)).step()
+    for mine, expected in zip(trained.model.parameters(), parameters, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+    assert trained.take_loss() == pytest.approx(loss.item(), rel=1e-5)
+    assert len(taps) == 4
+
+
+def test_both_arms_start_from_the_same_weights() -> None:
+    vanilla, shifted = (TaskModel(make_recipe(shift=shift)).model for shift in (None, SHIFT))
+    others = {name: value for name, value in shifted.named_parameters() if "kv_shift" not in name}
+    assert others.keys() == dict(vanilla.named_parameters()).keys()
+    for name, parameter in vanilla.named_parameters():
+        assert torch.equal(parameter, others[name])
+
+
+def test_processes_make_the_same_lessons_in_the_same_order() -> None:
+    task = Induction(vocab_size=32, candidates=16, length=24)
+    alone, ahead = (list(lessons(task, 4, 2, 9, torch.device("cpu"), workers)) for workers in (0, 2))
+    assert len(alone) == len(ahead) == 7
+    for step, (one, other) in enumerate(zip(alone, ahead, strict=True), start=2):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.inputs, task.batch(step, 4).inputs)
+        assert torch.equal(one.answers, other.answers)
+
+
+def test_learning_rates() -> None:
+    constant = make_recipe(warmup_steps=2, steps=6)
+    linear = make_recipe(warmup_steps=2, steps=6, schedule="linear")
+    assert [constant.learning_rate_factor(step) for step in range(6)] == [0.5, 1, 1, 1, 1, 1]
+    assert [linear.learning_rate_factor(step) for step in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
+
+
+# Derivations
+
+
+@pytest.mark.parametrize("shift", [None, SHIFT])
+def test_derivations_written_together_are_those_written_alone(shift) -> None:
+    trained = enlarged(gsm(shift=shift))
+    task = trained.task
+    assert isinstance(task, GradeSchoolMaths)
+    problems = task.problems(0, 5)
+    assert len({len(prompt(problem)) for problem in problems}) > 1  # else nothing is padded
+    together = write_derivations(trained.model, problems, 5)
+    for problem, written in zip(problems, together, strict=True):
+        (alone,) = write_derivations(trained.model, [problem], 1)
+        shorter = min(len(alone), len(written))
+        assert shorter > 10
+        assert written[:shorter] == alone[:shorter]
+    assert len({tuple(written) for written in together}) > 1
+
+
+# Going on
+
+
+def _interrupted(recipe, folder, monkeypatch, at: int) -> None:
+    learn = TaskModel.learn
+
+    def stop(self, lesson, done):
+        if done == at:
+            raise KeyboardInterrupt
+        learn(self, lesson, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "learn", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_task(recipe, folder, checkpoint_seconds=0)
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch) -> None:
+    recipe = gsm(graded_problems=2)
+    whole = train_task(recipe, tmp_path / "whole")
+    assert [point.step for point in whole.points] == [3, 6, 7]
+    assert whole.status == "finished"
+    assert whole.grades.keys() == {"answers", "right"}
+    assert whole.tap_parameters == 2 * 2 * 2 * 2
+    for at in (2, 3, 5):
+        _interrupted(recipe, tmp_path / "parts", monkeypatch, at)
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "grade", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_task(recipe, tmp_path / "parts", checkpoint_seconds=0)
+    assert train_task(recipe, tmp_path / "parts") == whole
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def test_without_a_checkpoint_it_begins_again(tmp_path, monkeypatch) -> None:
+    recipe = make_recipe()
+    whole = train_task(recipe, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    _interrupted(recipe, folder, monkeypatch, 4)
+    for path in (folder / "checkpoints").iterdir():
+        (path / "model.safetensors").write_bytes(b"damaged")
+    assert train_task(recipe, folder) == whole
+
+
+def test_a_run_that_has_ended_is_not_done_again(tmp_path, monkeypatch) -> None:
+    found = train_task(make_recipe(), tmp_path / "run")
+    monkeypatch.setattr(task_run, "TaskModel", None)
+    assert train_task(make_recipe(), tmp_path / "run") == found
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch) -> None:
+    learn = TaskModel.learn
+
+    def broken(self, lesson, done):
+        if done == 4:
+            for tap in tap_parameters(self.model):
+                tap.data.fill_(float("nan"))
+        learn(self, lesson, done)
+
+    monkeypatch.setattr(TaskModel, "learn", broken)
+    found = train_task(make_recipe(), tmp_path / "run")
+    assert found.status == "diverged"
+    assert [point.step for point in found.points] == [3]
+    json.dumps(dataclasses.asdict(found), allow_nan=False)
+    monkeypatch.setattr(task_run, "TaskModel", None)
+    assert train_task(make_recipe(), tmp_path / "run") == found
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"graded_problems": 1}, "graded_problems is 1, but the task is 'induction'"),
+        ({"task_settings": {"lenght": 3}}, "task_settings of induction.*lenght"),
+        ({"task_settings": {"length": 1}}, "Induction.length is 1"),
+        ({"model": {**LLAMA, "attention_dropout": 0.1}}, "attention_dropout is 0.1; expected 0"),
+        ({"model": {**LLAMA, "max_position_embeddings": 5}}, "max_position_embeddings is 5"),
+        ({"task": "hops", "task_settings": {}, "logits": "final_norm"}, "hidden size 16; expected at least"),
+        ({"device": "cuda"}, "PyTorch sees no CUDA GPU"),
+    ],
+)
+def test_impossible_recipes_end_in_a_sentence(tmp_path, monkeypatch, changes, said) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=said):
+        train_task(make_recipe(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path) -> None:
+    train_task(make_recipe(), tmp_path)
+    with pytest.raises(OutputError, match="holds another run: its seed is 0, this recipe's 1"):
+        train_task(make_recipe(seed=1), tmp_path)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(OutputError, match="cannot be read as a recipe"):
+        train_task(make_recipe(), tmp_path)
