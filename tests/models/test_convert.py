@@ -196,7 +196,9 @@ def test_meta_weights_are_refused(family, config) -> None:
         kvshift.convert(model)
 
 
-@pytest.mark.parametrize("mark", [{"is_quantized": True}, {"hf_quantizer": object()}], ids=["is_quantized", "hf_quantizer"])
+@pytest.mark.parametrize(
+    "mark", [{"is_quantized": True}, {"hf_quantizer": object()}], ids=["is_quantized", "hf_quantizer"]
+)
 def test_quantized_models_are_refused(family, vanilla, mark) -> None:
     """As the library marks them, GPTQ's too."""
     model = vanilla(family)
