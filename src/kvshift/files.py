@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from kvshift.errors import OutputError
@@ -85,3 +86,27 @@ def open_to_others(path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder, which exists; the lock of a process that died is free.
+
+    Args:
+        what: runs there, for the error: "pilot".
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with output_errors(folder):
+            lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"Another {what} is running in {folder}; wait for it, or give another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

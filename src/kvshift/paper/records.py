@@ -10,19 +10,18 @@ report.html             all verdicts, on request
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvshift.errors import OutputError
-from kvshift.files import output_errors, write_atomically
+from kvshift.files import locked, output_errors, write_atomically
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
 
 RECORDS_VERSION = 1
@@ -103,25 +102,13 @@ class ResultsFolder:
                 f"--out, or --scale {found.get('scale')}."
             )
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Holds the folder, which exists; the lock of a process that died is free.
 
         Raises:
             OutputError: another process holds it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            with output_errors(self.path):
-                lock.acquire()
-        except Timeout:
-            raise OutputError(
-                f"Another reproduction is running in {self.path}; wait for it, or give another --out."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked(self.path, "reproduction")
 
     def read(self, experiment: Experiment) -> dict[str, RunRecord]:
         """The finished runs of this scale, by name.

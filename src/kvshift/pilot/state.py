@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvshift.errors import OutputError
-from kvshift.files import OUTPUT_MARK, output_errors, write_atomically
+from kvshift.files import OUTPUT_MARK, locked, output_errors, write_atomically
 from kvshift.pilot.settings import PLAN_VERSION, PilotSettings, Plan
 
 PRESENTATION = {"language", "price_per_hour", "currency"}
@@ -97,21 +96,13 @@ class PilotFolder:
         Raises:
             OutputError: another process holds it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            with output_errors(self.path):
-                lock.acquire()
-        except Timeout:
-            raise OutputError(
-                f"Another pilot is running in {self.path}; wait for it, or give another --out."
-            ) from None
-        try:
-            yield
-        finally:
-            if not (self.path / "plan.json").exists():
-                with contextlib.suppress(OSError):
-                    os.unlink(lock.lock_file)  # no pilot came of it: the folder is left as it was found
-            lock.release()
+        with locked(self.path, "pilot"):
+            try:
+                yield
+            finally:
+                if not (self.path / "plan.json").exists():
+                    with contextlib.suppress(OSError):
+                        os.unlink(self.path / ".lock")  # no pilot came of it: the folder is left as it was
 
     def load_plan(self) -> Plan | None:
         """The plan made at the first start, if there was one.
