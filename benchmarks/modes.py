@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
+import multiprocessing
+import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -75,6 +78,15 @@ def cell(name: str, mode: str, models: dict[bool, transformers.PreTrainedModel])
         return "**FAILS**"
 
 
+def column(name: str, modes: list[str], device: str, dtype: torch.dtype) -> dict[str, str]:
+    """The cells of one model."""
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.set_default_device(device)
+    models = {shifted: build(name, dtype, shifted) for shifted in (True, False)}
+    return {mode: cell(name, mode, models) for mode in modes}
+
+
 def table(names: list[str], rows: dict[str, dict[str, str]]) -> str:
     blocks = []
     for first in range(0, len(names), WIDE):
@@ -108,23 +120,26 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16"))
     parser.add_argument("--models", nargs="+", default=sorted(TINY), choices=sorted(TINY))
     parser.add_argument("--modes", nargs="+", default=list(EVERY), choices=list(EVERY))
+    parser.add_argument("--jobs", type=int, default=1, help="models beside each other, a process each")
     parser.add_argument("--print", action="store_true", help="print the table instead of writing it")
     chosen = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore")
-    torch.set_default_device(chosen.device)
-    dtype = getattr(torch, chosen.dtype)
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # each process compiles for itself
     rows: dict[str, dict[str, str]] = {mode: {} for mode in chosen.modes}
-    for name in chosen.models:
-        models = {shifted: build(name, dtype, shifted) for shifted in (True, False)}
-        for mode in chosen.modes:
-            rows[mode][name] = cell(name, mode, models)
-        print(f"{name}: {', '.join(sorted({rows[mode][name] for mode in chosen.modes}))}", flush=True)
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.jobs, mp_context=fresh) as pool:
+        dtype = getattr(torch, chosen.dtype)
+        columns = {
+            name: pool.submit(column, name, chosen.modes, chosen.device, dtype) for name in chosen.models
+        }
+        for name, found in columns.items():
+            for mode, value in found.result().items():
+                rows[mode][name] = value
+            print(f"{name}: {', '.join(sorted(set(found.result().values())))}", flush=True)
     versions = f"PyTorch {torch.__version__}, Transformers {transformers.__version__}"
     device = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else "CPU"
     said = (
         f"## Every way of running, {chosen.dtype}, {device}\n\n"
-        f"`python benchmarks/modes.py --device {chosen.device} --dtype {chosen.dtype}`, "
+        f"`python benchmarks/modes.py --device {chosen.device} --dtype {chosen.dtype} --jobs {chosen.jobs}`, "
         f"{datetime.date.today()}, commit {commit()}, {versions}. Largest difference from full forwards, in "
         "units of the logits' standard deviation. *refused*: with a sentence, because the library's own "
         "layers would be wrong; *as theirs*: the unshifted model is off there as well; —: the library "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from typing import Any
 
 import torch
 import triton
@@ -18,18 +18,20 @@ import triton
 from kvshift.bench.bandwidth import measure_bandwidth
 from kvshift.bench.shapes import SHAPES, Case
 from kvshift.kernels import shift_alone, shift_rotary
+from kvshift.kernels.rows import Tile
 
-Choice = dict[str, int]
+Choice = tuple[Tile, int]
 OPERATORS = torch.ops.kvshift
+ROWS, WARPS, BLOCKS = (4, 8, 16, 32), (2, 4, 8), (4, 8, 16, 32)
+CHANNELS, HEADS, HEAD_DIM = (128, 256, 512), (1, 2, 4, 8), 128
 
 
-def choices(names: dict[str, tuple[int, ...]], backward: bool) -> Iterator[Choice]:
-    most = (4, 8, 16, 32) if backward else (16,)
-    for values in itertools.product(*names.values(), (2, 4, 8), most):
-        choice = dict(zip((*names, "_WARPS", "_MOST_BLOCKS"), values, strict=True))
-        elements = choice["_ROWS"] * choice.get("_CHANNELS", 128) // (32 * choice["_WARPS"])
-        if 4 <= elements <= 64:  # of a tile, for a thread
-            yield choice
+def choices(across: tuple[int, ...], backward: bool) -> Iterator[Choice]:
+    for rows, wide, warps in itertools.product(ROWS, across, WARPS):
+        channels = wide if across == CHANNELS else HEAD_DIM
+        if 4 <= rows * channels // (32 * warps) <= 64:  # of a tile, for a thread
+            for blocks in BLOCKS if backward else BLOCKS[:1]:
+                yield Tile(rows, wide, warps), blocks
 
 
 def microseconds(call: Callable[[], object]) -> float:
@@ -37,35 +39,34 @@ def microseconds(call: Callable[[], object]) -> float:
 
 
 def sweep(
-    name: str,
-    module: ModuleType,
-    names: dict[str, tuple[int, ...]],
-    call: Callable[[], object],
-    floor: float,
-    *,
-    backward: bool,
+    name: str, module: Any, across: tuple[int, ...], call: Callable[[], object], floor: float, only: str
 ) -> None:
     """Prints the best five choices and today's; `floor` in microseconds."""
-    today = {each: getattr(module, each) for each in (*names, "_WARPS", "_MOST_BLOCKS")}
-    timed: list[tuple[float, Choice]] = [(microseconds(call), today)]
-    for choice in choices(names, backward):
-        for constant, value in choice.items():
-            setattr(module, constant, value)
+    if only not in name:
+        return
+    backward = "backward" in name
+    tile = "_BACKWARD" if backward else "_FORWARD"
+    today = getattr(module, tile), module._MOST_BLOCKS
+    timed: list[tuple[float, Choice]] = []
+    for choice in (today, *choices(across, backward)):
+        setattr(module, tile, choice[0])
+        module._MOST_BLOCKS = choice[1]
         try:
             timed.append((microseconds(call), choice))
         except Exception as error:  # too many registers, say
             print(f"  {choice}: {type(error).__name__}")
-    for constant, value in today.items():
-        setattr(module, constant, value)
+    setattr(module, tile, today[0])
+    module._MOST_BLOCKS = today[1]
     print(f"\n{name}: floor {floor:.1f} µs; today {timed[0][0]:.1f} µs, {floor / timed[0][0]:.0%} of copy")
-    for time, choice in sorted(timed[1:], key=lambda each: each[0])[:5]:
-        short = ", ".join(f"{key.strip('_').lower()} {value}" for key, value in choice.items())
-        print(f"  {time:7.1f} µs  {floor / time:4.0%}  {short}", flush=True)
+    for time, (best, blocks) in sorted(timed[1:], key=lambda each: each[0])[:5]:
+        most = f", at most {blocks} blocks" if backward else ""
+        print(f"  {time:7.1f} µs  {floor / time:4.0%}  {best}{most}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", type=int, default=0, help="which of kvshift.bench.shapes.SHAPES")
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
     chosen = parser.parse_args()
     device, shape = torch.device("cuda"), SHAPES[chosen.shape]
     rate = measure_bandwidth(device, buffer_bytes=2**30).bytes_per_second.median
@@ -75,39 +76,28 @@ def main() -> None:
     of_q, of_k = q.numel() * 2, k.numel() * 2
     print(f"{torch.cuda.get_device_name()}, {shape.name}, copy {rate / 1e12:.2f} TB/s")
 
-    def floor(count: int) -> float:
-        return count / rate * 1e6
-
-    rows = (4, 8, 16, 32)
-    alone = {"_ROWS": rows, "_CHANNELS": (128, 256, 512)}
-    rotary = {"_ROWS": rows, "_HEADS": (1, 2, 4, 8)}
     shift = (k, k_taps, v, v_taps, case.starts, None, None)
     turn = (k, v, k_taps, v_taps, case.cos, case.sin, None, None, case.starts, None, None, 0.0, False)
-    sweep("shift", shift_alone, alone, lambda: OPERATORS.shift(*shift), floor(4 * of_k), backward=False)
-    sweep(
-        "shift, backward",
-        shift_alone,
-        alone,
-        lambda: OPERATORS.shift_backward(dk, k, k_taps, dv, v, v_taps, *shift[4:]),
-        floor(6 * of_k),
-        backward=True,
-    )
-    sweep(
-        "shift + rotary",
-        shift_rotary,
-        rotary,
-        lambda: OPERATORS.shift_rotary(q, *turn),
-        floor(2 * of_q + 4 * of_k),
-        backward=False,
-    )
-    sweep(
-        "shift + rotary, backward",
-        shift_rotary,
-        rotary,
-        lambda: OPERATORS.shift_rotary_backward(dq, dk, dv, None, *turn),
-        floor(2 * of_q + 6 * of_k),
-        backward=True,
-    )
+    back = (dk, k, k_taps, dv, v, v_taps, *shift[4:])
+    for name, module, across, call, count in (
+        ("shift", shift_alone, CHANNELS, lambda: OPERATORS.shift(*shift), 4 * of_k),
+        ("shift, backward", shift_alone, CHANNELS, lambda: OPERATORS.shift_backward(*back), 6 * of_k),
+        (
+            "shift + rotary",
+            shift_rotary,
+            HEADS,
+            lambda: OPERATORS.shift_rotary(q, *turn),
+            2 * of_q + 4 * of_k,
+        ),
+        (
+            "shift + rotary, backward",
+            shift_rotary,
+            HEADS,
+            lambda: OPERATORS.shift_rotary_backward(dq, dk, dv, None, *turn),
+            2 * of_q + 6 * of_k,
+        ),
+    ):
+        sweep(name, module, across, call, count / rate * 1e6, chosen.only)
 
 
 if __name__ == "__main__":

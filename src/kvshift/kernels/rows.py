@@ -6,6 +6,8 @@ of the batch, numbered `batch · time + t`; a channel is one number of it, `head
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,15 @@ from torch import Tensor
 
 ENOUGH_PROGRAMS = 1024
 """Keeps every multiprocessor of the largest GPUs busy; more only add partial sums."""
+
+
+class Tile(NamedTuple):
+    """What a program works on at a time; `benchmarks/tiles.py` times them, a user never tunes."""
+
+    rows: int
+    across: int
+    """Channels; with rotary embedding, heads that turn with the same angles, one after the other."""
+    warps: int
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kvshift.kernels.registry import differentiable, operator
 from kvshift.kernels.rows import (
+    Tile,
     as_bytes,
     before,
     blocks_a_program,
@@ -32,8 +33,10 @@ from kvshift.kernels.rows import (
     unbroken,
 )
 
-_ROWS, _CHANNELS, _WARPS = 16, 128, 4  # of a tile
-_MOST_BLOCKS = 16  # of rows that one program of the backward adds up
+# What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md); several others are as fast.
+_FORWARD = Tile(rows=16, across=128, warps=8)
+_BACKWARD = Tile(rows=8, across=128, warps=2)
+_MOST_BLOCKS = 32  # of rows that one program of the backward adds up
 
 
 @triton.jit
@@ -163,7 +166,8 @@ def _launch(
     if x.numel():
         batch, time, heads, head_dim = x.shape
         rows, channels = batch * time, heads * head_dim
-        grid = (triton.cdiv(rows, _ROWS), triton.cdiv(channels, _CHANNELS), 1 if y is None else 2)
+        columns = triton.cdiv(channels, _FORWARD.across)
+        grid = (triton.cdiv(rows, _FORWARD.rows), columns, 1 if y is None else 2)
         other = or_any(y, x)
         _forward_kernel[grid](
             x, other,
@@ -175,7 +179,7 @@ def _launch(
             *strides(x), *strides(other),
             WINDOW=x_taps.shape[-1], PER_CHANNEL=x_taps.dim() == 3,
             STARTS=starts is not None, STATE=x_state is not None,
-            ROWS=_ROWS, CHANNELS=_CHANNELS, num_warps=_WARPS,
+            ROWS=_FORWARD.rows, CHANNELS=_FORWARD.across, num_warps=_FORWARD.warps,
         )  # fmt: skip
     return x_out, y_out
 
@@ -200,9 +204,9 @@ def _launch_backward(
         return dx, dx_taps.zero_(), dy, dy_taps.zero_()
     batch, time, heads, head_dim = x.shape
     rows, channels, window = batch * time, heads * head_dim, x_taps.shape[-1]
-    tensors, columns = 1 if y is None else 2, triton.cdiv(channels, _CHANNELS)
-    blocks = blocks_a_program(triton.cdiv(rows, _ROWS), tensors * columns, _MOST_BLOCKS)
-    programs = triton.cdiv(rows, _ROWS * blocks)
+    tensors, columns = 1 if y is None else 2, triton.cdiv(channels, _BACKWARD.across)
+    blocks = blocks_a_program(triton.cdiv(rows, _BACKWARD.rows), tensors * columns, _MOST_BLOCKS)
+    programs = triton.cdiv(rows, _BACKWARD.rows * blocks)
     sums = x_taps.new_empty(tensors, programs, window, heads, head_dim)
     other, dother_out = or_any(y, x), or_any(dy_out, dx_out)
     _backward_kernel[programs, columns, tensors](
@@ -217,7 +221,7 @@ def _launch_backward(
         *strides(x), *strides(other), *strides(dx_out), *strides(dother_out),
         WINDOW=window, PER_CHANNEL=x_taps.dim() == 3,
         STARTS=starts is not None, STATE=x_state is not None,
-        ROWS=_ROWS, CHANNELS=_CHANNELS, num_warps=_WARPS,
+        ROWS=_BACKWARD.rows, CHANNELS=_BACKWARD.across, num_warps=_BACKWARD.warps,
     )  # fmt: skip
     total = sums.sum(1) if x_taps.dim() == 3 else sums.sum((1, 4))  # (tensors, window, heads[, head_dim])
     dx_taps.copy_(total[0].movedim(0, -1))
@@ -238,7 +242,7 @@ def _fake_backward(
     return (
         x.new_empty(x.shape),
         x_taps.new_empty(x_taps.shape),
-        x_taps.new_empty(0) if y is None else y.new_empty(y.shape),
+        x.new_empty(0) if y is None else y.new_empty(y.shape),
         x_taps.new_empty(0) if y_taps is None else y_taps.new_empty(y_taps.shape),
     )
 

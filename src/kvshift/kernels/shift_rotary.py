@@ -11,6 +11,7 @@ from torch import Tensor
 from kvshift.kernels.registry import differentiable, operator
 from kvshift.kernels.rotary_kernels import backward_kernel, forward_kernel
 from kvshift.kernels.rows import (
+    Tile,
     angle_strides,
     as_bytes,
     blocks_a_program,
@@ -19,11 +20,14 @@ from kvshift.kernels.rows import (
     strides,
 )
 
-_ROWS, _HEADS, _WARPS = 16, 4, 4  # rows of a tile; heads that one program turns with the same angles
+# What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md).
+_FORWARD = Tile(rows=16, across=8, warps=8)
+_BACKWARD = Tile(rows=16, across=2, warps=2)
 _MOST_BLOCKS = 16  # of rows that one program of the backward adds up
 
 
 def _constants(
+    tile: Tile,
     k: Tensor,
     k_taps: Tensor | None,
     v_taps: Tensor | None,
@@ -34,7 +38,7 @@ def _constants(
     v_state: Tensor | None,
     interleaved: bool,
 ) -> dict[str, Any]:
-    """What both kernels are compiled for."""
+    """What a kernel is compiled for."""
     taps = v_taps if k_taps is None else k_taps
     return {
         "SHIFT_K": k_taps is not None,
@@ -46,10 +50,10 @@ def _constants(
         "STARTS": starts is not None,
         "STATE": k_state is not None or v_state is not None,
         "ROTARY": cos.shape[-1],
-        "ROWS": _ROWS,
-        "HEADS": _HEADS,
+        "ROWS": tile.rows,
+        "HEADS": tile.across,
         "D": triton.next_power_of_2(k.shape[-1]),
-        "num_warps": _WARPS,
+        "num_warps": tile.warps,
     }
 
 
@@ -73,8 +77,8 @@ def _launch(
     batch, time, kv_heads, head_dim = k.shape
     rows, q_heads = batch * time, q.shape[2]
     if rows:
-        groups = triton.cdiv(max(q_heads, kv_heads), _HEADS)
-        forward_kernel[triton.cdiv(rows, _ROWS), groups, 3](
+        groups = triton.cdiv(max(q_heads, kv_heads), _FORWARD.across)
+        forward_kernel[triton.cdiv(rows, _FORWARD.rows), groups, 3](
             q, k, v,
             or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
@@ -84,7 +88,7 @@ def _launch(
             *out,
             rows, time, q_heads, kv_heads, head_dim, eps,
             *strides(q), *strides(k), *strides(v), *angle_strides(cos),
-            **_constants(k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved),
+            **_constants(_FORWARD, k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved),
         )  # fmt: skip
     return out
 
@@ -113,19 +117,19 @@ def _launch_backward(
     interleaved: bool,
 ) -> tuple[Tensor, ...]:
     dq, dk, dv = _fake(dq_out, k, v)
-    constants = _constants(k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved)
+    constants = _constants(_BACKWARD, k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved)
     batch, time, kv_heads, head_dim = k.shape
     rows, q_heads = batch * time, dq_out.shape[2]
-    groups = triton.cdiv(max(q_heads, kv_heads), _HEADS)
-    blocks = blocks_a_program(triton.cdiv(rows, _ROWS), 3 * groups, _MOST_BLOCKS)
-    programs = triton.cdiv(rows, _ROWS * blocks)
+    groups = triton.cdiv(max(q_heads, kv_heads), _BACKWARD.across)
+    blocks = blocks_a_program(triton.cdiv(rows, _BACKWARD.rows), 3 * groups, _MOST_BLOCKS)
+    programs = triton.cdiv(rows, _BACKWARD.rows * blocks)
 
     def sums(wanted: bool, *shape: int) -> Tensor:
         return k.new_empty(programs, *shape, head_dim, dtype=torch.float32) if wanted else k.new_empty(0)
 
     k_sums = sums(k_taps is not None, constants["WINDOW"], kv_heads)
     v_sums = sums(v_taps is not None, constants["WINDOW"], kv_heads)
-    q_norm_sums = sums(q_norm is not None, triton.cdiv(q_heads, _HEADS))
+    q_norm_sums = sums(q_norm is not None, triton.cdiv(q_heads, _BACKWARD.across))
     k_norm_sums = sums(k_norm is not None, kv_heads)
     if rows:
         backward_kernel[programs, groups, 3](

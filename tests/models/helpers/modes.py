@@ -54,7 +54,10 @@ def full(model: PreTrainedModel, sequence: torch.Tensor) -> torch.Tensor:
 
 def generate(model: PreTrainedModel, prompt: torch.Tensor | None, **settings):
     """What `generate` returns, with `exact_logits`: its `logits` before the library made them float32."""
-    if "compile_config" in settings:  # a hook would be compiled too
+    on_gpu = model.device.type == "cuda"  # where the library compiles by itself
+    if "compile_config" in settings or (
+        on_gpu and model.dtype != torch.float64
+    ):  # a hook would be compiled too
         return _generate(model, prompt, **settings)
     steps = []
     handle = model.register_forward_hook(lambda _, inputs, output: steps.append(output.logits[:, -1]))
