@@ -330,13 +330,14 @@ def test_inside_a_transform_of_torch_func_it_is_the_plain_call(device: str) -> N
     assert torch.equal(mine, right)
 
 
-def test_it_is_exported_as_the_plain_call(device: str) -> None:
+@pytest.mark.parametrize("strict", [False, True])
+def test_it_is_exported_as_the_plain_call(device: str, strict: bool) -> None:
     class Layer(torch.nn.Module):
         def forward(self, k: Tensor) -> Tensor:
             return rebuilt(lambda k: (k * 2,), lambda k: k.exp(), k)
 
     k = torch.randn(4, device=device, requires_grad=True)
-    graph = torch.export.export(Layer(), (k,)).graph
+    graph = torch.export.export(Layer(), (k,), strict=strict).graph
     called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     assert called == ["aten.mul.Tensor", "aten.exp.default"]
 

@@ -41,7 +41,7 @@ def rebuilt(build: Build, attend: Callable[..., Tensor], *tensors: Tensor | None
     Raises:
         UnsupportedModelError: in the backward, if it is asked for more than one gradient of the result.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting() or _transformed():
+    if not torch.is_grad_enabled() or _exported() or _transformed():
         return attend(*build(*tensors))
     if torch.compiler.is_compiling():
         # The partitioner makes again in the backward what lies inside a checkpoint, also for use outside it.
@@ -208,6 +208,11 @@ def _memory(x: Tensor) -> Memory:
 
 def _learns(tensors: Iterable[Tensor | None]) -> list[bool]:
     return [x is not None and x.requires_grad for x in tensors]
+
+
+def _exported() -> bool:
+    """Not `torch.compiler.is_exporting()`: PyTorch 2.11 says yes to that whenever Dynamo traces."""
+    return bool(torch.compiler._is_exporting_flag)
 
 
 def _transformed() -> bool:
