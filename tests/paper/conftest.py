@@ -10,6 +10,7 @@ import pytest
 from kvshift.cli import main
 from kvshift.paper import reproduce
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run
+from kvshift.paper.place import Place
 
 
 class Counter:
@@ -20,10 +21,10 @@ class Counter:
         self.stop_at: int | None = None
         self.broken: float | None = None
 
-    def measure(self, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def measure(self, settings: dict[str, Any], place: Place) -> dict[str, Any]:
         if settings["number"] == self.stop_at:
-            folder.mkdir(parents=True)
-            (folder / "checkpoint").write_text("half")
+            place.folder.mkdir(parents=True)
+            (place.folder / "checkpoint").write_text("half")
             raise KeyboardInterrupt
         self.done.append(settings["number"])
         return {"square": self.broken if self.broken is not None else settings["number"] ** 2}

@@ -26,6 +26,13 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Folder of records, figures and verdicts.")] = Path(
         "kvshift-reproduce"
     ),
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files, folders, globs or dataset names that language models learn from; may be given more "
+            "than once. Default: Python's standard library."
+        ),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html: every experiment that is done in the folder.")
     ] = False,
@@ -40,6 +47,8 @@ def reproduce(
       kvshift reproduce                          the experiments there are
 
       kvshift reproduce fig2                     one of them
+
+      kvshift reproduce fig5a --text novels/     a language model, on your text
 
       kvshift reproduce all --report             all, and one page
     """
@@ -59,7 +68,13 @@ def reproduce(
     from kvshift.paper.reproduce import reproduce as do
 
     known = cast("Scale", scale)
-    outcomes = do(chosen(name), known, out, lambda line: console.print(line, soft_wrap=True, highlight=False))
+    outcomes = do(
+        chosen(name),
+        known,
+        out,
+        lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+        text or (),
+    )
     _show(outcomes, console)
     if report:
         page = render(every_outcome(ResultsFolder(out, known), outcomes))

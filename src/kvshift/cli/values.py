@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from kvshift.durations import parse_duration
 from kvshift.errors import UsageError
-from kvshift.pilot.durations import parse_duration
 
 MOST_SEEDS = 100
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)([kKmMbB]?)")

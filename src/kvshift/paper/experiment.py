@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
+
+from kvshift.paper.place import Place
 
 Scale = Literal["tiny", "small", "gpu"]
 """tiny: minutes on two CPU cores, decides nothing; small: a CPU, within an hour; gpu: one GPU, where an
@@ -56,9 +57,8 @@ class Experiment:
     rule: str  # of the verdict, in words
     runs: dict[Scale, tuple[Run, ...]]
     uses_gpu: bool  # at scale gpu
-    measure: Callable[[Settings, Path], dict[str, Any]]
-    """Does a run, given its settings and a folder of its own (not yet made) for what it must keep while it
-    goes on; returns what a record can hold as JSON."""
+    measure: Callable[[Settings, Place], dict[str, Any]]
+    """Does a run, given its settings and where it works; returns what a record can hold as JSON."""
     judge: Callable[[Sequence[Measurement]], Judgement]
     draw: Callable[[Sequence[Measurement], str], bytes]
     """The figure as `png` or `svg`, from measurements alone."""

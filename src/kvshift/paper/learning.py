@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
 from kvshift.paper.experiment import Measurement, Run, Scale, Settings
+from kvshift.paper.place import Place
 from kvshift.shift import KVShiftConfig
 from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import train_task
@@ -57,9 +57,9 @@ def make_run(name: str, scale: Scale, *, shifted: bool, seed: int, **fields: Any
     return Run(f"{name}-{arm}-seed{seed}", recipe.settings())
 
 
-def measure(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Trains, or goes on training, in `folder`."""
-    return dataclasses.asdict(train_task(TaskRecipe(**settings), folder))
+def measure(settings: Settings, place: Place) -> dict[str, Any]:
+    """Trains, or goes on training, in the place's folder."""
+    return dataclasses.asdict(train_task(TaskRecipe(**settings), place.folder))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class FolderFile(BaseModel):
 
     version: int
     scale: Scale
+    sources: list[str] = Field(default=[], description="Of language models' text; none: the default text")
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -68,18 +69,21 @@ class ResultsFolder:
         """An experiment's own folder."""
         return self.path / experiment.name
 
-    def open(self) -> None:
+    def open(self, sources: Sequence[str] = ()) -> None:
         """Makes the folder, or goes on with it.
 
+        Args:
+            sources: of the text that language models learn from.
+
         Raises:
-            OutputError: it holds other files, another scale or another version, or cannot be written.
+            OutputError: it holds other files, another scale, text or version, or cannot be written.
         """
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             others = sorted(set(os.listdir(self.path)) - {".lock"})
         file = self.path / FOLDER_FILE
         if not others:
-            made = FolderFile(version=RECORDS_VERSION, scale=self.scale)
+            made = FolderFile(version=RECORDS_VERSION, scale=self.scale, sources=list(sources))
             write_atomically(file, (made.model_dump_json(indent=1) + "\n").encode())
             return
         if FOLDER_FILE not in others:
@@ -100,6 +104,12 @@ class ResultsFolder:
             raise OutputError(
                 f"{self.path} holds results at scale {found.get('scale')}, not {self.scale}; give another "
                 f"--out, or --scale {found.get('scale')}."
+            )
+        if found.get("sources", []) != list(sources):
+            there, here = (", ".join(each) or "the default" for each in (found.get("sources", []), sources))
+            raise OutputError(
+                f"{self.path} holds results with the text {there}, not {here}; give another --out, or the "
+                "same --text."
             )
 
     def locked(self) -> AbstractContextManager[None]:
@@ -142,6 +152,13 @@ class ResultsFolder:
                 )
             found[record.run] = record
         return found
+
+    def read_or_nothing(self, experiment: Experiment) -> dict[str, RunRecord]:
+        """`read`, of records that are only a help: none where they cannot be used."""
+        try:
+            return self.read(experiment)
+        except OutputError:
+            return {}
 
     def append(self, experiment: Experiment, record: RunRecord) -> None:
         """Adds a line; the file has it whole or not at all.

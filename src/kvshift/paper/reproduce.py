@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from kvshift import __version__
+from kvshift.durations import format_duration
 from kvshift.errors import UsageError
 from kvshift.files import write_atomically
 from kvshift.inspection.picture import check_drawable
 from kvshift.paper.experiment import Experiment, Judgement, Run, Scale
 from kvshift.paper.experiments import EXPERIMENTS
+from kvshift.paper.place import Place, Say, Texts
 from kvshift.paper.records import ResultsFolder, RunRecord
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def check_hardware(experiments: Sequence[Experiment], scale: Scale) -> None:
         )
 
 
-def reproduce(experiments: Sequence[Experiment], scale: Scale, out: Path, say: Say) -> list[Outcome]:
+def reproduce(
+    experiments: Sequence[Experiment], scale: Scale, out: Path, say: Say, sources: Sequence[str] = ()
+) -> list[Outcome]:
     """Does every run that `out` has no record of, then judges and draws each experiment from its records.
 
     Args:
@@ -68,6 +70,7 @@ def reproduce(experiments: Sequence[Experiment], scale: Scale, out: Path, say: S
         scale: which of their runs.
         out: a new folder, or one that holds results at this scale; interrupted ones go on.
         say: takes a line for people about what goes on.
+        sources: the text of the experiments with language models; none: Python's standard library.
 
     Raises:
         UsageError: matplotlib or a GPU is missing.
@@ -76,11 +79,12 @@ def reproduce(experiments: Sequence[Experiment], scale: Scale, out: Path, say: S
     check_hardware(experiments, scale)
     check_drawable()
     folder = ResultsFolder(out, scale)
-    folder.open()
+    folder.open(sources)
+    texts = Texts(tuple(sources), say=say)
     with folder.locked():
         known = [folder.read(experiment) for experiment in experiments]  # refused before anything long
         for experiment, records in zip(experiments, known, strict=True):
-            _run_missing(experiment, folder, records, say)
+            _run_missing(experiment, folder, records, texts, say)
         return [finish(experiment, folder) for experiment in experiments]
 
 
@@ -108,20 +112,36 @@ def every_outcome(folder: ResultsFolder, known: Sequence[Outcome]) -> list[Outco
 
 
 def _run_missing(
-    experiment: Experiment, folder: ResultsFolder, records: dict[str, RunRecord], say: Say
+    experiment: Experiment, folder: ResultsFolder, records: dict[str, RunRecord], texts: Texts, say: Say
 ) -> None:
-    runs = experiment.runs[folder.scale]
-    for number, run in enumerate(runs, start=1):
-        if run.name in records:
-            continue
-        record = _measured(experiment, run, folder)
+    missing = [run for run in experiment.runs[folder.scale] if run.name not in records]
+    began, measured = time.monotonic(), 0
+    for number, run in enumerate(missing, start=1):
+        record = _of_another(experiment, run, folder)
+        said = "as recorded by another experiment"
+        if record is None:
+            record = _measured(experiment, run, folder, texts)
+            measured += 1
+            left = (time.monotonic() - began) / measured * (len(missing) - number)
+            said = f"{record.seconds:.1f} s" + (f", about {format_duration(left)} left" if left else "")
         folder.append(experiment, record)
-        say(f"{experiment.name}: run {number} of {len(runs)}, {run.name}, {record.seconds:.1f} s")
+        say(f"{experiment.name}: run {number} of {len(missing)}, {run.name}, {said}")
 
 
-def _measured(experiment: Experiment, run: Run, folder: ResultsFolder) -> RunRecord:
+def _of_another(experiment: Experiment, run: Run, folder: ResultsFolder) -> RunRecord | None:
+    """The record of the same run, if another experiment has done it: arms are shared."""
+    for other in EXPERIMENTS.values():
+        if other.name != experiment.name and other.measure is experiment.measure:
+            for record in folder.read_or_nothing(other).values():
+                if record.settings == run.settings:
+                    own = {"experiment": experiment.name, "version": experiment.version, "run": run.name}
+                    return record.model_copy(update=own)
+    return None
+
+
+def _measured(experiment: Experiment, run: Run, folder: ResultsFolder, texts: Texts) -> RunRecord:
     started, clock = datetime.now(UTC), time.monotonic()
-    measured = experiment.measure(run.settings, folder.run_folder(experiment, run))
+    measured = experiment.measure(run.settings, Place(folder.run_folder(experiment, run), texts))
     on_gpu = folder.scale == "gpu" and experiment.uses_gpu
     return RunRecord(
         experiment=experiment.name,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kvshift.durations import format_duration
 from kvshift.errors import BudgetError, DataError, RunsFailedError
 from kvshift.pilot import fit
-from kvshift.pilot.durations import format_duration
 from kvshift.pilot.notes import Note, note
 from kvshift.pilot.settings import Arm, PilotSettings, Size
 

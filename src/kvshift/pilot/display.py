@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kvshift.pilot.durations import format_duration
+from kvshift.durations import format_duration
 from kvshift.pilot.execute import Finished, Progress, Running, Watcher
 from kvshift.pilot.report.notes import in_english
 from kvshift.pilot.settings import Arm, Plan

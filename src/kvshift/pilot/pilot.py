@@ -16,9 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from kvshift.durations import format_duration
 from kvshift.errors import OutputError, RunsFailedError
 from kvshift.pilot import display, worker
-from kvshift.pilot.durations import format_duration
 from kvshift.pilot.execute import execute, records, unfinished
 from kvshift.pilot.notes import Note
 from kvshift.pilot.plan import DeviceInfo, check_settings, make_plan

@@ -319,7 +319,7 @@ class _Recorder(TrainerCallback):
             try:
                 model = self.trainer.model
                 model.config.use_cache = True  # the Trainer switched it off for training
-                with _no_progress_bars():
+                with no_progress_bars():
                     model.save_pretrained(temporary)
                 for path in temporary.iterdir():
                     sync_file(path)
@@ -360,7 +360,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keeps transformers from drawing bars over the caller's own display."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvshift.durations import format_duration, parse_duration
 from kvshift.errors import UsageError
-from kvshift.pilot.durations import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pilot_fakes import CPU, GPU, FakeText, machine
 
+from kvshift.durations import parse_duration
 from kvshift.errors import BudgetError, DataError, RunsFailedError, UsageError
 from kvshift.pilot import fit
 from kvshift.pilot.arms import AGAIN_SEED_OFFSET, ARMS
-from kvshift.pilot.durations import parse_duration
 from kvshift.pilot.ladder import rung
 from kvshift.pilot.notes import note
 from kvshift.pilot.plan import BATCHES, SEQUENCE_LENGTH, learning_rate, make_plan

@@ -6,14 +6,26 @@ from kvshift.paper.experiments import (
     fig1b,
     fig2,
     fig3,
+    fig5a,
+    fig5b,
+    fig6,
+    fig8a,
+    fig8b,
+    fig8c,
     fig9,
+    fig10,
+    starts,
+    table3,
+    table4,
     table7,
     theorem1,
     theorem2,
     theorem3,
 )
 
+_THEORY = (theorem1, theorem2, theorem3, fig2)
+_TASKS = (fig1a, fig1b, fig3, fig9, table7)
+_LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4, starts)
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (theorem1, theorem2, theorem3, fig1a, fig1b, fig2, fig3, fig9, table7)
+    module.EXPERIMENT.name: module.EXPERIMENT for module in (*_THEORY, *_TASKS, *_LANGUAGE)
 }

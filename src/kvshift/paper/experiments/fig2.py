@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Settings
+from kvshift.paper.place import Place
 from kvshift.paper.theory.landscape import ORDERS, Landscape, compute
 from kvshift.paper.theory.logits import SLIPS
 from kvshift.paper.theory.picture import draw_landscape
@@ -25,7 +25,7 @@ def _runs(points: int, starts: int) -> tuple[Run, ...]:
     )
 
 
-def measure(settings: Settings, folder: Path) -> dict[str, Any]:
+def measure(settings: Settings, place: Place) -> dict[str, Any]:
     """Three panels."""
     return compute(**settings).model_dump()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Settings
+from kvshift.paper.place import Place
 from kvshift.paper.theory.curves import draw_error_curves
 from kvshift.paper.theory.two_layer import ErrorCurve, measure_errors
 
@@ -34,7 +34,7 @@ def _runs(sequences: int, tokens: int) -> tuple[Run, ...]:
     )
 
 
-def measure(settings: Settings, folder: Path) -> dict[str, Any]:
+def measure(settings: Settings, place: Place) -> dict[str, Any]:
     """One error curve."""
     return dataclasses.asdict(measure_errors(**settings))
 

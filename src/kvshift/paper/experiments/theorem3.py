@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Settings
+from kvshift.paper.place import Place
 from kvshift.paper.theory.curves import draw_convergence
 from kvshift.paper.theory.simulation import Convergence, Row, check_rows, converge
 
@@ -23,7 +23,7 @@ def _runs(count: int, dims: list[int]) -> tuple[Run, ...]:
     return (Run("orthonormal", {**common, "dim": 64}), *random)
 
 
-def measure(settings: Settings, folder: Path) -> dict[str, Any]:
+def measure(settings: Settings, place: Place) -> dict[str, Any]:
     """The rows against orthonormal embeddings, or the distance to them of random ones."""
     taps = tuple(settings["taps"])
     rest = {name: value for name, value in settings.items() if name != "taps"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kvshift.pilot.durations import format_duration
+from kvshift.durations import format_duration
 from kvshift.pilot.notes import Note
 from kvshift.pilot.report.context import Context
 from kvshift.pilot.report.notes import in_html, skip_reason, skipped

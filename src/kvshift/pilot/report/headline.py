@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvshift.pilot.durations import format_duration
+from kvshift.durations import format_duration
 from kvshift.pilot.report.context import Context, decided_side
 from kvshift.pilot.report.details import command
 from kvshift.pilot.results import Estimate

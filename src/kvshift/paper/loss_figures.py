@@ -1,0 +1,87 @@
+"""The figures of experiments with language models: loss against tokens, and gains by arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kvshift.paper.figure import paint
+from kvshift.paper.language import Trained
+from kvshift.paper.learning import interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = ("C1", "C0", "C2", "C3", "C4", "C5", "C6", "C7")
+Gains = Mapping[str, Sequence[float]]
+"""Of each arm, a number a seed."""
+
+
+def draw_losses(panels: Mapping[str, Mapping[str, Sequence[Trained]]], kind: str) -> bytes:
+    """Validation loss against training tokens: a thin line a run, a thick one the mean of an arm.
+
+    Args:
+        panels: by title, the runs of each arm.
+
+    Raises:
+        UsageError: see `paint`.
+    """
+
+    def painter(figure: Figure) -> None:
+        places = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, arms) in zip(places, panels.items(), strict=True):
+            for colour, (name, runs) in zip(_COLOURS, arms.items(), strict=False):
+                _arm(axes, name, [run for run in runs if run.curve], colour)
+            axes.set(title=title, xlabel="training tokens, millions")
+            axes.grid(alpha=0.3)
+        places[0].set_ylabel("validation loss, nats a token")
+        places[-1].legend(fontsize=7.5)
+
+    return paint(kind, max(3.6 * len(panels), 4.8), 3.5, painter)
+
+
+def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str) -> bytes:
+    """Gains by arm: a dot a seed, the mean, and its 95% interval where there are several.
+
+    Args:
+        panels: by title.
+
+    Raises:
+        UsageError: see `paint`.
+    """
+    rows = max(len(gains) for gains in panels.values())
+
+    def painter(figure: Figure) -> None:
+        places = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
+        for axes, (title, gains) in zip(places, panels.items(), strict=True):
+            _gains(axes, gains)
+            axes.set(title=title, xlabel=xlabel)
+            axes.axvline(0, color="#555555", lw=0.8)
+            axes.grid(alpha=0.3, axis="x")
+
+    return paint(kind, 4.4 * len(panels), 1.2 + 0.27 * rows, painter)
+
+
+def _arm(axes: Any, name: str, runs: Sequence[Trained], colour: str) -> None:
+    if not runs:
+        return
+    for run in runs:
+        tokens, losses = zip(*run.curve, strict=True)
+        axes.plot([each / 1e6 for each in tokens], losses, color=colour, lw=0.5, alpha=0.6)
+    shortest = min((run.curve for run in runs), key=len)  # a diverged run ends early
+    means = [sum(run.curve[i][1] for run in runs) / len(runs) for i in range(len(shortest))]
+    axes.plot([tokens / 1e6 for tokens, _ in shortest], means, color=colour, lw=1.8, label=name)
+
+
+def _gains(axes: Any, gains: Gains) -> None:
+    for row, values in enumerate(gains.values()):
+        if not values:
+            continue
+        found = interval(values)
+        axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.4, ms=4, mew=0)
+        axes.plot([found.mean], [row], "|", color="C0", ms=11, mew=2)
+        if math.isfinite(found.low):
+            axes.plot([found.low, found.high], [row, row], color="C0", lw=1.6)
+    axes.set_yticks(range(len(gains)), list(gains))
+    axes.invert_yaxis()

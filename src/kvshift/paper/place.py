@@ -1,0 +1,49 @@
+"""Where a run works: a folder of its own, and the text that language models learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvshift.tasks.text import TextRequest, prepare
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Texts:
+    """The text of one reproduction, prepared once for each vocabulary.
+
+    Args:
+        sources: files, folders, globs or dataset names; none: Python's standard library.
+        cache: where prepared texts lie; None: `kvshift.tasks.text`'s own.
+        say: takes a line for people before a preparation.
+    """
+
+    sources: tuple[str, ...] = ()
+    cache: Path | None = None
+    say: Say = lambda line: None
+    _prepared: dict[tuple[tuple[str, Any], ...], Path] = field(default_factory=dict)
+
+    def prepared(self, settings: dict[str, Any]) -> Path:
+        """The folder of the text prepared by these fields of `TextRequest`; its name says what is in it.
+
+        Raises:
+            UsageError, DataError, OutputError: see `prepare`.
+        """
+        key = tuple(sorted(settings.items()))
+        if key not in self._prepared:
+            self.say(f"Preparing {', '.join(self.sources) or 'Python’s standard library'}")
+            self._prepared[key] = prepare(TextRequest(sources=self.sources, **settings), self.cache).folder
+        return self._prepared[key]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one run works."""
+
+    folder: Path
+    """Its own, not yet made, for what it must keep while it goes on."""
+    texts: Texts
