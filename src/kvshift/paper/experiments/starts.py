@@ -126,9 +126,9 @@ EXPERIMENT = Experiment(
     claim=f"This package's, not the paper's: taps that start {DEFAULT} (the default) beat the paper's own "
     "setting, and are steadier over seeds.",
     paper="does not ask",
-    rule="Reproduced if at the larger size, over paired seeds, the 95% interval of the default's gain over the "
-    "paper's setting lies above 0, the default's gains over vanilla spread no wider than the paper's, and no "
-    "other confirmed setting's gain over the default has an interval above 0; partly if only the first "
+    rule="Reproduced if at the larger size, over paired seeds, the 95% interval of the default's gain over "
+    "the paper's setting lies above 0, the default's gains over vanilla spread no wider than the paper's, and "
+    "no other confirmed setting's gain over the default has an interval above 0; partly if only the first "
     "holds; not if that interval lies below 0; else undecided.",
     runs={"tiny": _runs("tiny", 1, 2), "small": _runs("small", 1, 3), "gpu": _runs("gpu", 1, 3)},
     uses_gpu=True,

@@ -1,0 +1,185 @@
+"""The rules of the experiments with language models, on made-up losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kvshift.paper.experiment import Measurement, Settings
+from kvshift.paper.experiments import EXPERIMENTS, starts
+from kvshift.paper.language import PAPER
+from kvshift.shift import KVShiftConfig
+
+Loss = Callable[[Settings], float | None]
+NOISE = (0.004, -0.003, 0.002, -0.004, 0.001)  # by seed
+
+
+def made_up(name: str, loss: Loss, taps=None, accuracy=lambda settings: 500) -> list[Measurement]:
+    """A record of each run with that final loss, plus a little noise; None: diverged."""
+    made = []
+    for run in EXPERIMENTS[name].runs["small"]:
+        final = loss(run.settings)
+        hidden = run.settings["model"]["hidden_size"]
+        measured = {
+            "text": "novels",
+            "status": "diverged" if final is None else "finished",
+            "parameters": 1000 * hidden**2,
+            "evaluations": [[10, 6.0]]
+            + ([] if final is None else [[20, final + NOISE[run.settings["seed"]] * (hidden % 7)]]),
+            "taps": [
+                {"keys": [[[0.9, 0.1], [0.1, 0.9]]], "values": [[[0.1, 0.9], [0.1, 0.9]]]},
+                {"keys": [taps], "values": [taps]},
+            ],
+            "predicted": {
+                "all": [accuracy(run.settings) + run.settings["seed"], 1000],
+                "copied": [10, 100],
+                "other": [1, 900],
+            },
+        }
+        made.append(Measurement(run.settings, measured))
+    return made
+
+
+def verdict(name: str, loss: Loss, **more) -> str:
+    return EXPERIMENTS[name].judge(made_up(name, loss, **more)).verdict
+
+
+def by_shift(vanilla: float, kv: float, **others: float) -> Loss:
+    """`others`: a field of the shift that differs from the paper's, and the loss then."""
+
+    def loss(settings: Settings) -> float:
+        if settings["shift"] is None:
+            return vanilla
+        changed = [name for name, value in PAPER.to_dict().items() if settings["shift"][name] != value]
+        return others[changed[0]] if changed else kv
+
+    return loss
+
+
+def test_seeds() -> None:
+    assert verdict("fig5a", by_shift(4.0, 3.9)) == "reproduced"
+    assert verdict("fig5a", by_shift(4.0, 4.1)) == "not"
+
+    def one_seed_behind(settings: Settings) -> float:
+        return 3.9 if settings["shift"] and settings["seed"] != 2 else 3.95
+
+    assert verdict("fig5a", one_seed_behind) == "partly"
+
+    def one_seed_far_ahead(settings: Settings) -> float:
+        return 3.0 if settings["shift"] and settings["seed"] == 2 else 4.0
+
+    assert verdict("fig5a", one_seed_far_ahead) == "undecided"
+
+
+def test_learning_rates() -> None:
+    def losing(vanilla: float, kv: float) -> Loss:
+        """Diverging from these learning rates on."""
+
+        def loss(settings: Settings) -> float | None:
+            limit = vanilla if settings["shift"] is None else kv
+            return None if settings["learning_rate"] >= limit else 4.0
+
+        return loss
+
+    assert verdict("fig5b", losing(1e-2, 1.0)) == "reproduced"
+    assert verdict("fig5b", losing(1e-2, 1e-1)) == "partly"
+    assert verdict("fig5b", losing(1e-1, 1e-1)) == "not"
+    assert verdict("fig5b", losing(1.0, 1e-2)) == "not"
+    assert verdict("fig5b", losing(1.0, 1.0)) == "undecided"
+
+
+def test_sizes() -> None:
+    def gaining(*gains: float) -> Loss:
+        def loss(settings: Settings) -> float:
+            number = (32, 64, 128).index(settings["model"]["hidden_size"])
+            return 5.0 - number - (gains[number] if settings["shift"] else 0)
+
+        return loss
+
+    assert verdict("fig6", gaining(0.1, 0.1, 0.1)) == "reproduced"
+    assert verdict("fig6", gaining(0.2, 0.1, 0.05)) == "partly"
+    assert verdict("fig6", gaining(0.2, 0.1, -0.05)) == "not"
+    assert verdict("fig6", gaining(0.1, -0.1, 0.1)) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("fig8a", "constraint"), ("fig8c", "window"), ("fig10", "shift_queries")]
+)
+def test_variants_that_gain_nothing(name: str, field: str) -> None:
+    assert verdict(name, by_shift(4.0, 3.9, **{field: 3.9})) == "reproduced"
+    assert verdict(name, by_shift(4.0, 3.9, **{field: 3.95})) == "reproduced"
+    assert verdict(name, by_shift(4.0, 3.9, **{field: 3.8})) == "not"
+
+    def uneven(settings: Settings) -> float:
+        same = by_shift(4.0, 3.9, **{field: 3.9})(settings)
+        varied = settings["shift"] and settings["shift"][field] != PAPER.to_dict()[field]
+        return same + (0.3 if varied and settings["seed"] == 1 else 0) - (0.2 if varied else 0)
+
+    assert verdict(name, uneven) == "undecided"
+
+
+def test_halves() -> None:
+    assert verdict("fig8b", by_shift(4.0, 3.8, shift_keys=3.9, shift_values=3.9)) == "reproduced"
+    assert verdict("fig8b", by_shift(4.0, 3.8, shift_keys=3.9, shift_values=3.8)) == "partly"
+    assert verdict("fig8b", by_shift(4.0, 3.8, shift_keys=3.8, shift_values=3.8)) == "undecided"
+    assert verdict("fig8b", by_shift(4.0, 3.8, shift_keys=3.7, shift_values=3.9)) == "not"
+
+
+def test_predicted_tokens() -> None:
+    def scored(better: int) -> str:
+        return verdict(
+            "table3",
+            by_shift(4.0, 4.0),
+            accuracy=lambda settings: 500 + (better if settings["shift"] else 0),
+        )
+
+    assert scored(20) == "reproduced"
+    assert scored(-20) == "not"
+    assert scored(0) == "undecided"
+
+
+def test_quadrants() -> None:
+    alike, apart = [[0.9, 0.1]] * 6, [[0.9, 0.1], [0.1, 0.9]] * 3
+    assert verdict("table4", by_shift(4.0, 3.9), taps=alike) == "reproduced"
+    found = made_up("table4", by_shift(4.0, 3.9), taps=apart)
+    assert EXPERIMENTS["table4"].judge(found).verdict == "reproduced"  # head by head
+    for each in found:
+        each.measured["taps"][-1]["values"] = [[[0.1, 0.9], [0.9, 0.1]] * 3]
+    assert EXPERIMENTS["table4"].judge(found).verdict == "not"
+    for each in found:
+        each.measured["taps"][-1]["values"] = [[[0.1, 0.9]] * 6]
+    assert EXPERIMENTS["table4"].judge(found).verdict == "undecided"
+
+
+def test_starts() -> None:
+    def losses(default: float, paper: float = 3.9, other: float = 3.95, shake: float = 0.0) -> Loss:
+        def loss(settings: Settings) -> float:
+            if settings["shift"] is None:
+                return 4.0
+            shift = KVShiftConfig.from_dict(settings["shift"])
+            if shift == PAPER:
+                return paper + 0.01 * settings["seed"]
+            return default + shake * settings["seed"] if shift == KVShiftConfig() else other
+
+        return loss
+
+    assert verdict("starts", losses(3.7)) == "reproduced"
+    assert verdict("starts", losses(3.7, other=3.6)) == "partly"
+    assert verdict("starts", losses(3.7, shake=0.05)) == "partly"
+    assert verdict("starts", losses(4.0)) == "not"
+    assert verdict("starts", losses(3.91)) == "undecided"
+
+
+def test_the_default_and_the_paper_s_setting_are_confirmed() -> None:
+    assert {starts.DEFAULT, starts.AS_IN_THE_PAPER} < set(starts.CONFIRMED) < set(starts.SCREENED)
+    assert len(starts.SCREENED) == 24
+
+
+@pytest.mark.parametrize("name", ["fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10"])
+def test_a_diverged_run_is_drawn_and_judged(name: str) -> None:
+    found = made_up(name, lambda settings: None if settings["seed"] == 0 and settings["shift"] else 4.0)
+    assert EXPERIMENTS[name].draw(found, "png").startswith(b"\x89PNG")
+    assert EXPERIMENTS[name].judge(found).ours
+    everything = made_up(name, lambda settings: None)
+    assert EXPERIMENTS[name].judge(everything).verdict in ("undecided", "not")
