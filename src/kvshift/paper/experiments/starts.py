@@ -127,9 +127,9 @@ EXPERIMENT = Experiment(
     "setting, and are steadier over seeds.",
     paper="does not ask",
     rule="Reproduced if at the larger size, over paired seeds, the 95% interval of the default's gain over "
-    "the paper's setting lies above 0, the default's gains over vanilla spread no wider than the paper's, and "
-    "no other confirmed setting's gain over the default has an interval above 0; partly if only the first "
-    "holds; not if that interval lies below 0; else undecided.",
+    "the paper's setting lies above 0, the default's gains over vanilla spread no wider than the paper's, "
+    "and no other confirmed setting's gain over the default has an interval above 0; partly if only the "
+    "first holds; not if that interval lies below 0; else undecided.",
     runs={"tiny": _runs("tiny", 1, 2), "small": _runs("small", 1, 3), "gpu": _runs("gpu", 1, 3)},
     uses_gpu=True,
     measure=measure,

@@ -55,8 +55,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         ours="gain in accuracy, percentage points: "
         + "; ".join(f"{KINDS[kind]}: {each}" for kind, each in found.items()),
         finding=f"Vanilla predicts {shares['vanilla']:.1%} of the validation tokens, KV shift "
-        f"{shares['kv']:.1%}. A token can be copied if the one before it occurred before and the same token "
-        "followed.",
+        f"{shares['kv']:.1%}. A token can be copied if the one before it occurred before and the same "
+        "token followed.",
     )
 
 
@@ -72,9 +72,9 @@ EXPERIMENT = Experiment(
     title="What the models predict",
     claim="Models with KV shift do better on benchmarks: on average 38.57 against 36.45 at 2.9B parameters.",
     paper="+2.12 points on average (2.9B, 500B tokens), +0.77 (19B, 200B)",
-    rule="Reproduced if the 95% interval, over paired seeds, of KV shift's gain in accuracy on all "
-    "validation tokens lies above 0; not if it lies below 0; else undecided. Models of these sizes answer the paper's "
-    "benchmarks by chance, so the tokens they predict stand in for them.",
+    rule="Reproduced if the 95% interval, over paired seeds, of KV shift's gain in accuracy on "
+    "all validation tokens lies above 0; not if it lies below 0; else undecided. Models of these sizes answer "
+    "the paper's benchmarks by chance, so the tokens they predict stand in for them.",
     runs={scale: arms_runs(scale, NAMED, seeds) for scale, seeds in SEEDS.items()},
     uses_gpu=True,
     measure=measure,
