@@ -73,8 +73,8 @@ EXPERIMENT = Experiment(
     claim="Models with KV shift do better on benchmarks: on average 38.57 against 36.45 at 2.9B parameters.",
     paper="+2.12 points on average (2.9B, 500B tokens), +0.77 (19B, 200B)",
     rule="Reproduced if the 95% interval, over paired seeds, of KV shift's gain in accuracy on "
-    "all validation tokens lies above 0; not if it lies below 0; else undecided. Models of these sizes answer "
-    "the paper's benchmarks by chance, so the tokens they predict stand in for them.",
+    "all validation tokens lies above 0; not if it lies below 0; else undecided. Models of these sizes "
+    "answer the paper's benchmarks by chance, so the tokens they predict stand in for them.",
     runs={scale: arms_runs(scale, NAMED, seeds) for scale, seeds in SEEDS.items()},
     uses_gpu=True,
     measure=measure,
