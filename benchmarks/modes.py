@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import math
 import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -121,20 +122,25 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=sorted(TINY), choices=sorted(TINY))
     parser.add_argument("--modes", nargs="+", default=list(EVERY), choices=list(EVERY))
     parser.add_argument("--jobs", type=int, default=1, help="models beside each other, a process each")
+    parser.add_argument("--keep", type=Path, help="a file of what is done, to go on from if interrupted")
     parser.add_argument("--print", action="store_true", help="print the table instead of writing it")
     chosen = parser.parse_args()
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # each process compiles for itself
-    rows: dict[str, dict[str, str]] = {mode: {} for mode in chosen.modes}
+    known: dict[str, dict[str, str]] = {}
+    if chosen.keep and chosen.keep.exists():
+        known = json.loads(chosen.keep.read_text())
+    missing = [name for name in chosen.models if name not in known]
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.jobs, mp_context=fresh) as pool:
         dtype = getattr(torch, chosen.dtype)
-        columns = {
-            name: pool.submit(column, name, chosen.modes, chosen.device, dtype) for name in chosen.models
-        }
-        for name, found in columns.items():
-            for mode, value in found.result().items():
-                rows[mode][name] = value
-            print(f"{name}: {', '.join(sorted(set(found.result().values())))}", flush=True)
+        columns = {pool.submit(column, name, chosen.modes, chosen.device, dtype): name for name in missing}
+        for done in as_completed(columns):
+            name = columns[done]
+            known[name] = done.result()
+            print(f"{name}: {', '.join(sorted(set(known[name].values())))}", flush=True)
+            if chosen.keep:
+                chosen.keep.write_text(json.dumps(known))
+    rows = {mode: {name: known[name][mode] for name in chosen.models} for mode in chosen.modes}
     versions = f"PyTorch {torch.__version__}, Transformers {transformers.__version__}"
     device = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else "CPU"
     said = (

@@ -68,20 +68,6 @@ class Gap(NamedTuple):
 
 
 GAPS = (
-    # A sliding layer that records its past hands attention more rows than the mask has columns, once two
-    # calls follow each other without a crop between them: an assistant that drafts two tokens beyond the
-    # window. How many it drafts hangs on the weights: listed are the models of these tests whose assistant
-    # drafts so many. 5.18 cuts the rows (DynamicSlidingWindowLayer.update, `num_visible`).
-    Gap(
-        (5, 18),
-        RuntimeError,
-        r"size of tensor a \(\d+\) must match the size of tensor b",
-        {
-            "crop and continue": (*SLIDING, "llama4"),
-            "assisted by a similar model": ("gemma2", "gemma3", "mistral", "olmo3", "starcoder2"),
-            "assisted by itself": ("gemma2", "gemma3", "llama4", "mistral", "olmo3"),
-        },
-    ),
     # create_masks_for_generate gives every kind of mask a keyword that the chunked one takes since 5.20 only.
     Gap((5, 20), TypeError, "block_sequence_ids", dict.fromkeys(STATIC, ("llama4",))),
 )

@@ -99,6 +99,16 @@ class GrowingRows(RawRows):
             further()
         self.record_past = True
 
+    def update(
+        self: Any, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As in the library; 5.17, while it records, gives a sliding layer more rows than its mask has."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if self.record_past and getattr(self, "is_sliding", False):
+            seen = self.sliding_window - 1 + key_states.shape[-2]
+            return keys[:, :, -seen:], values[:, :, -seen:]
+        return keys, values
+
     def reset(self: Any) -> None:
         super().reset()
         # transformers before 5.23 zeroes the keys and values and keeps their length: an empty layer is meant.
