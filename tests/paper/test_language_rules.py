@@ -171,6 +171,22 @@ def test_starts() -> None:
     assert verdict("starts", losses(3.91)) == "undecided"
 
 
+def test_travel() -> None:
+    def moved(by: float) -> str:
+        found = made_up("travel", by_shift(4.0, 3.9, lr_multiplier=3.8, init=3.8), taps=[[0.9, 0.1]] * 2)
+        for each in found:
+            start = each.measured["taps"][0]
+            multiplier = each.settings["shift"]["lr_multiplier"] if each.settings["shift"] else 1.0
+            far = 0.01 * (by if multiplier == 10 else 1) * (1 + 0.1 * each.settings["seed"])
+            end = {name: [[[tap + far for tap in taps] for taps in start[name][0]]] for name in start}
+            each.measured["taps"][-1] = end
+        return EXPERIMENTS["travel"].judge(found).verdict
+
+    assert moved(10) == "reproduced"
+    assert moved(2) == "not"
+    assert moved(3) == "undecided"
+
+
 def test_the_default_and_the_paper_s_setting_are_confirmed() -> None:
     assert {starts.DEFAULT, starts.AS_IN_THE_PAPER} < set(starts.CONFIRMED) < set(starts.SCREENED)
     assert len(starts.SCREENED) == 24

@@ -21,11 +21,12 @@ from kvshift.paper.experiments import (
     theorem1,
     theorem2,
     theorem3,
+    travel,
 )
 
 _THEORY = (theorem1, theorem2, theorem3, fig2)
 _TASKS = (fig1a, fig1b, fig3, fig9, table7)
-_LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4, starts)
+_LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4, starts, travel)
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT for module in (*_THEORY, *_TASKS, *_LANGUAGE)
 }
