@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, QuantizedLayer
 import kvshift
 from kvshift.errors import UnsupportedModelError
 from kvshift.models.history import KEPT
-from kvshift.models.rows import with_raw_rows
+from kvshift.models.rows import GrowingRows, with_raw_rows
 
 SHIFT = kvshift.KVShiftConfig(init="paper", window=3)
 
@@ -311,3 +311,23 @@ def test_an_assistant_takes_back_more_than_is_always_kept(monkeypatch) -> None:
     settings = {"max_new_tokens": 24, "do_sample": False, "suppress_tokens": [PAD]}
     made = model.generate(draw(1, 4), assistant_model=assistant, **settings)
     assert torch.equal(made, model.generate(draw(1, 4), **settings))
+
+
+def test_a_sliding_layer_that_records_gives_no_more_rows_than_its_mask_has() -> None:
+    """As transformers 5.17 does: everything recorded."""
+
+    class Everything:
+        is_sliding, sliding_window = True, 3
+
+        def update(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.arange(9.0).view(1, 1, 9, 1), -torch.arange(9.0).view(1, 1, 9, 1)
+
+    class Layer(GrowingRows, Everything):
+        pass
+
+    layer, new = Layer(), torch.zeros(1, 1, 2, 1)
+    assert layer.update(new, new)[0].shape[2] == 9
+    layer.record_past = True
+    keys, values = layer.update(new, new)
+    assert keys.flatten().tolist() == [5, 6, 7, 8]  # a window of three for each of two queries
+    assert values.flatten().tolist() == [-5, -6, -7, -8]

@@ -84,4 +84,4 @@ def _gains(axes: Any, gains: Gains) -> None:
         if math.isfinite(found.low):
             axes.plot([found.low, found.high], [row, row], color="C0", lw=1.6)
     axes.set_yticks(range(len(gains)), list(gains))
-    axes.invert_yaxis()
+    axes.set_ylim(len(gains) - 0.5, -0.5)

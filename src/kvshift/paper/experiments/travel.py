@@ -84,6 +84,7 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
         for axes, (name, run) in zip(places, shown.items(), strict=True):
             _leans(axes, run)
             axes.set(title=name, xlabel="training tokens, millions")
+            axes.locator_params(axis="x", nbins=4)
             axes.axhline(0, color="#555555", lw=0.8)
             axes.grid(alpha=0.3)
         places[0].set_ylabel("previous token’s tap − current’s")
