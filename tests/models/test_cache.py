@@ -10,7 +10,7 @@ import torch
 from modes import MODES, beam_search, draw, each, error, full, generate, in_pieces, made_logits, padded
 from tiny_models import PAD, make_shifted, make_vanilla
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
-from transformers.cache_utils import Cache, QuantizedLayer
+from transformers.cache_utils import Cache, DynamicLayer, QuantizedLayer
 
 import kvshift
 from kvshift.errors import UnsupportedModelError
@@ -316,7 +316,7 @@ def test_an_assistant_takes_back_more_than_is_always_kept(monkeypatch) -> None:
 def test_a_sliding_layer_that_records_gives_no_more_rows_than_its_mask_has() -> None:
     """As transformers 5.17 does: everything recorded."""
 
-    class Everything:
+    class Everything(DynamicLayer):
         is_sliding, sliding_window = True, 3
 
         def update(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
