@@ -46,7 +46,7 @@ def test_everything_is_measured_written_and_printed(tmp_path: Path) -> None:
     assert found.quick
     assert {row.contender for row in found.operators} == {"kvshift", "formula"}
     both = {"vanilla", "vanilla-again", "formula", "kvshift"}
-    assert {row.arm for row in found.steps} == {*both, "kvshift, recomputing"}
+    assert {row.arm for row in found.steps} == {*both, "kvshift-recomputing"}
     assert {row.arm for row in found.decoding} == both
     assert all(row.status == "timed" for row in (*found.operators, *found.steps, *found.decoding))
     assert found.machine.kind == "cpu"
@@ -170,13 +170,17 @@ def test_what_a_gpu_is_given(gpu) -> None:
     assert quick.budget < 120
     assert Settings("cuda", minutes=3).budget == 180
     assert [each.name for each in Settings("cuda", models=("2.9b",)).decoded] == ["2.9b"]
+    some = Settings("cuda", arms=("kvshift",), only_modes=("compiled",))
+    assert [arm.name for arm in some.compared] == ["vanilla", "kvshift"]
+    assert some.modes == ("compiled",)
     names = {operator.name for operator, _ in plan_operators(whole)}
     assert names == {"shift", "shift + rotary", "shift + norm + rotary", "decode"}
     assert {operator.name for operator, _ in plan_operators(quick)} == names - {"shift + norm + rotary"}
 
 
 def test_settings_refuse_what_they_do_not_know() -> None:
-    for wrong in ({"only": ("speed",)}, {"models": ("70b",)}, {"layers": 0}, {"device": "tpu"}):
+    unknown = [{name: ("speed",)} for name in ("only", "models", "arms", "only_modes")]
+    for wrong in (*unknown, {"layers": 0}, {"device": "tpu"}):
         with pytest.raises(UsageError):
             Settings(**{"device": "cpu", **wrong})
 

@@ -54,5 +54,5 @@ ARMS = (
     Arm("vanilla-again", twin),  # how far from 1 a ratio is by chance
     Arm("formula", _shifted, _formula),
     Arm("kvshift", _shifted, _fastest),
-    Arm("kvshift, recomputing", _recomputing, _fastest, decoded=False),
+    Arm("kvshift-recomputing", _recomputing, _fastest, decoded=False),
 )

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from kvshift.bench import shapes
-from kvshift.bench.arms import ARMS
 from kvshift.bench.attempts import attempt
 from kvshift.bench.bandwidth import measure_bandwidth
 from kvshift.bench.contenders import DECODE, NORM_ROTARY, ROTARY, SHIFT, Operator
@@ -165,12 +164,13 @@ def _steps(settings: Settings, result: BenchResult, watch: Watch) -> Plan:
                 watch,
                 layers=settings.most_layers,
                 modes=settings.modes,
+                arms=settings.compared,
             ),
             result.steps,
         )
         for configuration in settings.trained
     ]
-    return parts, len(parts) * len(settings.modes) * sum(arm.trained for arm in ARMS)
+    return parts, len(parts) * len(settings.modes) * sum(arm.trained for arm in settings.compared)
 
 
 def _decoding(settings: Settings, result: BenchResult, watch: Watch) -> Plan:
@@ -186,6 +186,7 @@ def _decoding(settings: Settings, result: BenchResult, watch: Watch) -> Plan:
                 watch,
                 layers=settings.most_layers,
                 ways=settings.ways,
+                arms=settings.compared,
             ),
             result.decoding,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kvshift.bench import configurations, decoding, operators, steps
+from kvshift.bench.arms import ARMS, BASELINE, Arm
 from kvshift.bench.configurations import CONFIGURATIONS, Configuration
 from kvshift.errors import UsageError
 
@@ -22,6 +23,10 @@ class Settings:
     only: tuple[str, ...] = SECTIONS
     models: tuple[str, ...] | None = None
     """Names of configurations. None: those that suit the device."""
+    arms: tuple[str, ...] | None = None
+    """Names of arms, which vanilla joins. None: all."""
+    only_modes: tuple[str, ...] | None = None
+    """Of training steps: `eager`, `compiled`. None: those that suit the device."""
     layers: int | None = None
     """At most so many in each configuration."""
     quick: bool = False
@@ -36,6 +41,11 @@ class Settings:
         known = ", ".join(CONFIGURATIONS)
         if unknown := [name for name in self.models or () if name not in CONFIGURATIONS]:
             raise UsageError(f"There is no configuration {unknown[0]!r}; there are {known}.")
+        known = ", ".join(arm.name for arm in ARMS)
+        if unknown := [name for name in self.arms or () if name not in {arm.name for arm in ARMS}]:
+            raise UsageError(f"There is no arm {unknown[0]!r}; there are {known}.")
+        if unknown := [name for name in self.only_modes or () if name not in steps.MODES]:
+            raise UsageError(f"There is no mode {unknown[0]!r}; there are {', '.join(steps.MODES)}.")
         if self.layers is not None and self.layers < 1:
             raise UsageError(f"{self.layers} layers; expected 1 or more.")
         if self.device not in ("cuda", "cpu"):
@@ -90,7 +100,14 @@ class Settings:
     @property
     def modes(self) -> tuple[steps.Mode, ...]:
         """Of a training step; compiling takes longer than a quick bench of a CPU has."""
+        if self.only_modes:
+            return tuple(mode for mode in steps.MODES if mode in self.only_modes)
         return steps.MODES if self.on_gpu or not self.quick else ("eager",)
+
+    @property
+    def compared(self) -> tuple[Arm, ...]:
+        """The arms, in their order."""
+        return tuple(arm for arm in ARMS if self.arms is None or arm.name in (BASELINE, *self.arms))
 
     @property
     def ways(self) -> tuple[decoding.Way, ...]:

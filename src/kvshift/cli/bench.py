@@ -26,6 +26,16 @@ def bench(
             "on a GPU, tiny on a CPU."
         ),
     ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="What steps and decoding compare with vanilla, with commas: vanilla-again,formula,kvshift,"
+            "kvshift-recomputing. Default: all."
+        ),
+    ] = None,
+    modes: Annotated[
+        str | None, typer.Option(help="Of training steps, with commas: eager,compiled. Default: both.")
+    ] = None,
     layers: Annotated[
         int | None,
         typer.Option(help="Build models with at most so many layers. Default: all, or as many as fit."),
@@ -73,6 +83,8 @@ def bench(
         device=device,
         only=sections or SECTIONS,
         models=chosen,
+        arms=values.names("--arms", arms),
+        only_modes=values.names("--modes", modes),
         layers=layers,
         quick=quick,
         minutes=minutes,
