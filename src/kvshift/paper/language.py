@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from kvshift.errors import OutputError
@@ -64,9 +65,11 @@ as in PAPER.md §7, whose CPU runs `small` repeats; `gpu` is a third of its GPU 
 
 def language_run(arm: str, scale: Scale, shift: KVShiftConfig | None, seed: int, **changes: Any) -> Run:
     """A run of an arm; `changes` are of `SIZES[scale]`."""
-    settings = {**SIZES[scale], **changes, "seed": seed, "device": "cuda" if scale == "gpu" else "cpu"}
-    settings["shift"] = None if shift is None else shift.to_dict()
-    return Run(f"{arm}-seed{seed}", settings)
+    fields = {**SIZES[scale], **changes, "seed": seed, "device": "cuda" if scale == "gpu" else "cpu"}
+    text = fields.pop("text")
+    recipe = Recipe(data=Path(), shift=None if shift is None else shift.to_dict(), **fields)
+    # With the recipe's defaults: a record must not change its meaning when they do.
+    return Run(f"{arm}-seed{seed}", {"text": text, **recipe.model_dump(mode="json", exclude={"data"})})
 
 
 def arms_runs(
@@ -127,7 +130,7 @@ class Trained:
 
     @property
     def learning_rate(self) -> float:
-        found: float = self.settings.get("learning_rate", Recipe.model_fields["learning_rate"].default)
+        found: float = self.settings["learning_rate"]
         return found
 
     @property

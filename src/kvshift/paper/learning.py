@@ -131,9 +131,18 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
+        return self.rounded(3)
+
+    def percent(self) -> str:
+        """For people, where the numbers are shares."""
+        low, high = (round(100 * end) if math.isfinite(end) else end for end in (self.low, self.high))
+        return f"{self.mean:.0%}" + (" (one seed)" if math.isinf(self.low) else f" [{low}, {high}]")
+
+    def rounded(self, digits: int) -> str:
+        """For people, with so many digits behind the point."""
         if math.isinf(self.low):
-            return f"{self.mean:.3f} (one seed)"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.mean:.{digits}f} (one seed)"
+        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

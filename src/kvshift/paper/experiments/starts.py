@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Settings, Verdict
 from kvshift.paper.language import PAPER, SIZES, Arms, Trained, arms_runs, data_saved, measure
-from kvshift.paper.learning import Interval, interval, llama
+from kvshift.paper.learning import interval, llama
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.shift import KVShiftConfig
 
@@ -89,15 +89,15 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         ours=f"{DEFAULT} over {AS_IN_THE_PAPER}: {led} nats a token",
         finding="Gains over vanilla with more seeds: "
         + "; ".join(f"{name}: {each}" for name, each in said.items())
-        + f". Data saved: {_saved(arms, DEFAULT, confirmed)} percent by {DEFAULT}, "
+        + f". Data saved: {_saved(arms, DEFAULT, confirmed)} by {DEFAULT}, "
         f"{_saved(arms, AS_IN_THE_PAPER, confirmed)} by {AS_IN_THE_PAPER}. Best in the screening: {best}, "
         f"{_mean(arms.gains(best, keep=screened)):.3f}."
         + (f" Better than the default: {', '.join(better)}." if better else ""),
     )
 
 
-def _saved(arms: Arms, name: str, keep: Callable[[Trained], bool]) -> Interval:
-    return interval([100 * share for share in data_saved(arms, name, keep=keep)])
+def _saved(arms: Arms, name: str, keep: Callable[[Trained], bool]) -> str:
+    return interval(data_saved(arms, name, keep=keep)).percent()
 
 
 def _spread(values: Sequence[float]) -> float:

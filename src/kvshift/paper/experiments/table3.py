@@ -53,7 +53,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     return Judgement(
         verdict=verdict,
         ours="gain in accuracy, percentage points: "
-        + "; ".join(f"{KINDS[kind]}: {each}" for kind, each in found.items()),
+        + "; ".join(f"{KINDS[kind]}: {each.rounded(2)}" for kind, each in found.items()),
         finding=f"Vanilla predicts {shares['vanilla']:.1%} of the validation tokens, KV shift "
         f"{shares['kv']:.1%}. A token can be copied if the one before it occurred before and the same "
         "token followed.",

@@ -65,11 +65,11 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     moved = {name: interval([distance(run) for run in arms.by_name[name]]) for name in copying}
     return Judgement(
         verdict=verdict,
-        ours=f"at ×10 the taps end {ratio} times as far from their start as at ×1",
+        ours=f"at ×10 the taps end {ratio.rounded(1)} times as far from their start as at ×1",
         finding="Distance from the start: "
         + "; ".join(f"{name}: {each}" for name, each in moved.items())
         + ". Gain in accuracy on tokens to copy, percentage points: "
-        + "; ".join(f"{name}: {each}" for name, each in copying.items())
+        + "; ".join(f"{name}: {each.rounded(2)}" for name, each in copying.items())
         + ".",
     )
 
