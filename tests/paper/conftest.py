@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from kvshift.cli import main
 from kvshift.paper import reproduce
@@ -42,9 +44,14 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A results folder made by the command itself; read it, and leave its records alone."""
-    out = tmp_path_factory.mktemp("tiny")
-    assert main(["reproduce", "all", "--scale", "tiny", "--out", str(out), "--report"]) == 0
+    """A results folder made by the command itself, once for all workers; leave its records alone."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    out = shared / "tiny"
+    with FileLock(shared / "tiny.lock"):
+        if not (out / "report.html").exists():
+            assert main(["reproduce", "all", "--scale", "tiny", "--out", str(out), "--report"]) == 0
     return out
 
 

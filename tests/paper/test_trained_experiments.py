@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
 
+from kvshift.paper import language
 from kvshift.paper.experiment import Measurement, Scale
 from kvshift.paper.experiments import EXPERIMENTS
 from kvshift.paper.experiments.fig9 import PUBLISHED, PUBLISHED_HOPS
@@ -16,6 +18,7 @@ from kvshift.training.task_run import TaskModel
 
 pytest.importorskip("matplotlib")
 
+LANGUAGE = [name for name, each in EXPERIMENTS.items() if each.measure is language.measure]
 TRAINED = ("fig1a", "fig1b", "fig3", "fig9", "table7")
 SIZE = 1000  # answers of each score
 Shares = Callable[[Curve], dict[str, list[float]]]
@@ -222,15 +225,32 @@ def records(tiny, name: str) -> list[RunRecord]:
     return [found[run.name] for run in experiment.runs["tiny"]]
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_verdict_and_figure_come_from_records_without_training(tiny, monkeypatch, name) -> None:
+@pytest.mark.parametrize("name", [*TRAINED, *LANGUAGE])
+def test_verdict_and_figure_come_from_records_without_training(tiny, tmp_path, monkeypatch, name) -> None:
     monkeypatch.setattr("kvshift.training.task_run.TaskModel", None)
-    files = [tiny / name / file for file in (f"{name}.png", "verdict.json")]
-    before = [file.read_bytes() for file in files]
-    for file in files:
-        file.unlink()
-    reproduce([EXPERIMENTS[name]], "tiny", tiny, print)
-    assert [file.read_bytes() for file in files] == before
+    monkeypatch.setattr("kvshift.paper.language.train", None)
+    (tmp_path / name).mkdir()
+    for file in ("results.json", f"{name}/records.jsonl"):
+        shutil.copyfile(tiny / file, tmp_path / file)
+    reproduce([EXPERIMENTS[name]], "tiny", tmp_path, print)
+    for file in (f"{name}.png", "verdict.json"):
+        assert (tmp_path / name / file).read_bytes() == (tiny / name / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_changed_loss_changes_figure_and_numbers(tiny, name) -> None:
+    experiment = EXPERIMENTS[name]
+    found = [record.measurement() for record in records(tiny, name)]
+    before = experiment.draw(found, "svg"), experiment.judge(found)
+    changed = found[-1].measured  # of an arm with KV shift
+    changed["evaluations"][-1][1] += 1.0
+    changed["predicted"] = {
+        kind: [right // 2, total] for kind, (right, total) in changed["predicted"].items()
+    }
+    changed["taps"][-1]["keys"] = [[[0.9, 0.1], [0.9, 0.1]]]
+    after = experiment.draw(found, "svg"), experiment.judge(found)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
 
 
 @pytest.mark.parametrize(

@@ -75,14 +75,14 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
-    """How far each head of the first seed leans to the token before, over the run."""
-    arms = Arms(measurements, NAMED).by_name
-    shown = {name: runs[0] for name, runs in arms.items() if name != "vanilla"}
+    """How far each head leans to the token before, over the run; all but the first seed's are thin."""
+    shown = {name: runs for name, runs in Arms(measurements, NAMED).by_name.items() if name != "vanilla"}
 
     def painter(figure: Figure) -> None:
         places = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-        for axes, (name, run) in zip(places, shown.items(), strict=True):
-            _leans(axes, run)
+        for axes, (name, runs) in zip(places, shown.items(), strict=True):
+            for number, run in enumerate(runs):
+                _leans(axes, run, first=number == 0)
             axes.set(title=name, xlabel="training tokens, millions")
             axes.locator_params(axis="x", nbins=4)
             axes.axhline(0, color="#555555", lw=0.8)
@@ -93,13 +93,14 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     return paint(kind, 2.7 * len(shown), 3.2, painter)
 
 
-def _leans(axes: Any, run: Trained) -> None:
+def _leans(axes: Any, run: Trained, first: bool) -> None:
+    style: dict[str, float] = {"lw": 1.2} if first else {"lw": 0.6, "alpha": 0.4}
     tokens = [point["tokens"] / 1e6 for point in run.measured["taps"]]
     by_time = [taps_of(run, when) for when in range(len(tokens))]
     for head in range(len(by_time[0])):
         for which, (label, colour) in enumerate((("keys", "C0"), ("values", "C1"))):
             leans = [lean(heads[head][which]) for heads in by_time]
-            axes.plot(tokens, leans, color=colour, lw=1, label=label if head == 0 else None)
+            axes.plot(tokens, leans, color=colour, label=label if first and head == 0 else None, **style)
 
 
 EXPERIMENT = Experiment(
