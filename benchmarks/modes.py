@@ -34,6 +34,7 @@ from kvshift.errors import UnsupportedModelError  # noqa: E402
 SHIFT = kvshift.KVShiftConfig(init="paper", window=3)
 WIDE = 8  # models beside each other
 WRONG = 0.5  # more than rounding in any type
+MUCH = 0.08  # so that one wants to know what the unshifted model's is
 EVERY = {**MODES, **COMPILED}
 
 
@@ -67,7 +68,9 @@ def cell(name: str, mode: str, models: dict[bool, transformers.PreTrainedModel])
         found = largest(EVERY[mode], models[True])
         if not found < WRONG and not largest(EVERY[mode], models[False]) < WRONG:
             return "as theirs"
-        return f"{found:.0e}".replace("e-0", "e-")
+        if found > MUCH:
+            return f"{_short(found)} (unshifted {_short(largest(EVERY[mode], models[False]))})"
+        return _short(found)
     except UnsupportedModelError:
         return "refused"
     except Exception as error:
@@ -77,6 +80,10 @@ def cell(name: str, mode: str, models: dict[bool, transformers.PreTrainedModel])
             return "—"  # the library cannot, shifted or not
         print(f"  {name}, {mode}: {type(error).__name__}: {error}", file=sys.stderr)
         return "**FAILS**"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-")
 
 
 def column(name: str, modes: list[str], device: str, dtype: torch.dtype) -> dict[str, str]:
