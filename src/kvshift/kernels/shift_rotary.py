@@ -23,6 +23,7 @@ from kvshift.kernels.rows import (
 # What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md).
 _FORWARD = Tile(rows=16, across=8, warps=8)
 _BACKWARD = Tile(rows=16, across=2, warps=2)
+_MOST_NUMBERS = 32  # of a tile in a thread's registers: heads of 256 take more warps
 _MOST_BLOCKS = 16  # of rows that one program of the backward adds up
 
 
@@ -40,6 +41,7 @@ def _constants(
 ) -> dict[str, Any]:
     """What a kernel is compiled for."""
     taps = v_taps if k_taps is None else k_taps
+    width = triton.next_power_of_2(k.shape[-1])
     return {
         "SHIFT_K": k_taps is not None,
         "SHIFT_V": v_taps is not None,
@@ -52,8 +54,8 @@ def _constants(
         "ROTARY": cos.shape[-1],
         "ROWS": tile.rows,
         "HEADS": tile.across,
-        "D": triton.next_power_of_2(k.shape[-1]),
-        "num_warps": tile.warps,
+        "D": width,
+        "num_warps": max(tile.warps, tile.rows * width // (32 * _MOST_NUMBERS)),
     }
 
 
