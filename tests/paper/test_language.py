@@ -69,8 +69,8 @@ def test_gains_are_paired_by_seed_and_better_is_above_zero() -> None:
         ],
         NAMED,
     )
-    assert arms.gains("kv") == [0.25, -0.5]
-    assert arms.gains("vanilla", "kv") == [-0.25, 0.5]
+    assert arms.gains("kv") == [0.25, -0.5, math.inf]
+    assert arms.gains("vanilla", "kv") == [-0.25, 0.5, -math.inf]
     assert arms.gains("gate") == []
     assert arms.gains("kv", keep=lambda run: run.seed == 0) == [0.25]
     assert list(arms.by_name) == ["vanilla", "kv"]
@@ -87,6 +87,8 @@ def test_data_saved_is_read_off_the_curve() -> None:
         NAMED,
     )
     assert data_saved(arms, "kv") == [0.25, 0.0]  # half of the second hundred of two; never
+    lost = [measurement("vanilla", 0, [3.0], status="diverged"), measurement("kv", 0, [2.5, 1.5])]
+    assert math.isnan(data_saved(Arms(lost, NAMED), "kv")[0])
 
 
 def test_a_run_diverges_by_rising_too() -> None:

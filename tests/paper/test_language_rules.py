@@ -192,6 +192,36 @@ def test_the_default_and_the_paper_s_setting_are_confirmed() -> None:
     assert len(starts.SCREENED) == 24
 
 
+def without_seed(which: Callable[[Settings], bool], loss: Loss) -> Loss:
+    """Diverging at seed 1 where `which` says so."""
+    return lambda settings: None if settings["seed"] == 1 and which(settings) else loss(settings)
+
+
+def test_the_seeds_that_are_left_do_not_decide_alone() -> None:
+    def shifted(settings: Settings) -> bool:
+        return settings["shift"] is not None
+
+    def varied(settings: Settings) -> bool:
+        return shifted(settings) and settings["shift"] != PAPER.to_dict()
+
+    ahead = by_shift(4.0, 3.9)
+    assert verdict("fig5a", without_seed(shifted, ahead)) == "not"
+    assert verdict("fig5a", without_seed(lambda settings: not shifted(settings), ahead)) == "partly"
+    assert verdict("fig6", without_seed(shifted, ahead)) == "not"
+    for name, field in (("fig8a", "constraint"), ("fig8c", "window"), ("fig10", "shift_queries")):
+        assert verdict(name, without_seed(varied, by_shift(4.0, 3.9, **{field: 3.9}))) == "undecided"
+    halves = by_shift(4.0, 3.8, shift_keys=3.9, shift_values=3.9)
+    assert verdict("fig8b", without_seed(varied, halves)) == "undecided"
+    lost = made_up("table3", ahead, accuracy=lambda settings: 520 if settings["shift"] else 500)
+    lost[-1].measured["predicted"] = None
+    assert EXPERIMENTS["table3"].judge(lost).verdict == "undecided"
+    best = made_up("starts", by_shift(4.0, 3.9, init=3.7, lr_multiplier=3.95, per_channel=3.95))
+    lost = [each for each in best if each.settings["shift"] == KVShiftConfig().to_dict()][-1]
+    assert EXPERIMENTS["starts"].judge(best).verdict == "reproduced"
+    lost.measured["status"] = "diverged"
+    assert EXPERIMENTS["starts"].judge(best).verdict == "undecided"
+
+
 @pytest.mark.parametrize("name", ["fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10"])
 def test_a_diverged_run_is_drawn_and_judged(name: str) -> None:
     found = made_up(name, lambda settings: None if settings["seed"] == 0 and settings["shift"] else 4.0)

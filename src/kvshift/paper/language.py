@@ -151,8 +151,8 @@ class Trained:
         return self.curve[-1][1] if self.measured["status"] == "finished" else math.inf
 
     def share(self, which: Count) -> float:
-        """Of the tokens of that kind that it predicts right."""
-        right, total = self.measured["predicted"][which]
+        """Of the tokens of that kind that it predicts right; NaN if it diverged."""
+        right, total = (self.measured["predicted"] or {}).get(which, (0, 0))
         return right / total if total else math.nan
 
     def tokens_to(self, loss: float) -> float | None:
@@ -207,18 +207,17 @@ class Arms:
         value: Callable[[Trained], float] = lambda run: -run.loss,
         keep: Callable[[Trained], bool] = lambda run: True,
     ) -> list[float]:
-        """`value` of one arm minus that of another, seed by seed, where both are finite.
+        """`value` of one arm minus that of another, seed by seed; not finite where one of them diverged.
 
         Args:
-            value: higher is better.
+            value: higher is better; not finite for a run that diverged.
             keep: which runs count, where an arm has several of a seed.
         """
         mine, theirs = (
             {run.seed: value(run) for run in self.by_name.get(arm, []) if keep(run)} for arm in (name, over)
         )
         both = sorted(mine.keys() & theirs.keys())
-        found = [mine[seed] - theirs[seed] for seed in both]
-        return [gain for gain in found if math.isfinite(gain)]
+        return [mine[seed] - theirs[seed] for seed in both]
 
 
 def _key(shift: Settings | None) -> str:
@@ -230,14 +229,19 @@ def data_saved(
 ) -> list[float]:
     """Seed by seed, the share of the training tokens that an arm needs less for the other's final loss.
 
-    0 where it does not get there: what it would need beyond the run is not known.
+    0 where it does not get there: what it would need beyond the run is not known. NaN where the other
+    diverged.
     """
     theirs = {run.seed: run for run in arms.by_name[over] if keep(run)}
     found = []
     for mine in filter(keep, arms.by_name[name]):
         other = theirs.get(mine.seed)
-        if other is not None and math.isfinite(other.loss):
-            needed = mine.tokens_to(other.loss)
+        if other is None:
+            continue
+        needed = mine.tokens_to(other.loss)
+        if not math.isfinite(other.loss):
+            found.append(math.nan)
+        else:
             found.append(0.0 if needed is None else 1 - needed / other.curve[-1][0])
     return found
 

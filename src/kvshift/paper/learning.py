@@ -133,22 +133,29 @@ class Interval:
     def __str__(self) -> str:
         return self.rounded(3)
 
+    def _open(self) -> str:
+        """Why it has no ends."""
+        return "one seed" if math.isfinite(self.mean) else "a run diverged"
+
     def percent(self) -> str:
         """For people, where the numbers are shares."""
         low, high = (round(100 * end) if math.isfinite(end) else end for end in (self.low, self.high))
-        return f"{self.mean:.0%}" + (" (one seed)" if math.isinf(self.low) else f" [{low}, {high}]")
+        return f"{self.mean:.0%}" + (f" ({self._open()})" if math.isinf(self.low) else f" [{low}, {high}]")
 
     def rounded(self, digits: int) -> str:
         """For people, with so many digits behind the point."""
         if math.isinf(self.low):
-            return f"{self.mean:.{digits}f} (one seed)"
+            return f"{self.mean:.{digits}f} ({self._open()})"
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Of at least one value; one value alone leaves everything open."""
+    """Of at least one value; one alone, or one that is not finite, leaves everything open.
+
+    So a seed that is lost decides nothing, instead of the seeds that are left deciding alone.
+    """
     count, mean = len(values), sum(values) / len(values)
-    if count == 1:
+    if count == 1 or not math.isfinite(mean):
         return Interval(mean, -math.inf, math.inf)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
     half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * spread / math.sqrt(count)

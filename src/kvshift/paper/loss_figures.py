@@ -42,7 +42,7 @@ def draw_losses(panels: Mapping[str, Mapping[str, Sequence[Trained]]], kind: str
 
 
 def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str) -> bytes:
-    """Gains by arm: a dot a seed, the mean, and its 95% interval where there are several.
+    """Gains by arm: a dot a seed, the mean, and its 95% interval where there are several and all are finite.
 
     Args:
         panels: by title.
@@ -75,13 +75,14 @@ def _arm(axes: Any, name: str, runs: Sequence[Trained], colour: str) -> None:
 
 
 def _gains(axes: Any, gains: Gains) -> None:
-    for row, values in enumerate(gains.values()):
+    for row, every in enumerate(gains.values()):
+        values = [value for value in every if math.isfinite(value)]  # there is no place for the others
         if not values:
             continue
         found = interval(values)
         axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.4, ms=4, mew=0)
         axes.plot([found.mean], [row], "|", color="C0", ms=11, mew=2)
-        if math.isfinite(found.low):
+        if math.isfinite(found.low) and len(values) == len(every):
             axes.plot([found.low, found.high], [row, row], color="C0", lw=1.6)
     axes.set_yticks(range(len(gains)), list(gains))
     axes.set_ylim(len(gains) - 0.5, -0.5)

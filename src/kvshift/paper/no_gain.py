@@ -27,23 +27,19 @@ def no_gain(
 
     def judge(measurements: Sequence[Measurement]) -> Judgement:
         found = Arms(measurements, named)
-        gains = {variant: found.gains(variant, "KV shift") for variant in variants}
-        intervals = {variant: interval(values) for variant, values in gains.items() if values}
+        intervals = {variant: interval(found.gains(variant, "KV shift")) for variant in variants}
         said = "; ".join(f"{variant}: {each}" for variant, each in intervals.items())
         if any(each.low > 0 for each in intervals.values()):
             verdict: Verdict = "not"
-        elif len(intervals) == len(variants) and all(each.high < MARGIN for each in intervals.values()):
+        elif all(each.high < MARGIN for each in intervals.values()):
             verdict = "reproduced"
         else:
             verdict = "undecided"
-        kv = found.gains("KV shift")
-        over_vanilla = f"KV shift's gain over vanilla is {interval(kv)}" if kv else "KV shift diverged"
-        lost = [variant for variant in variants if variant not in intervals]
         return Judgement(
             verdict=verdict,
             ours=f"gain over KV shift, nats a token: {said}",
-            finding=f"{over_vanilla} nats a token at the same seeds."
-            + (f" {', '.join(lost)} diverged at every seed." if lost else ""),
+            finding=f"KV shift's gain over vanilla is {interval(found.gains('KV shift'))} nats a token at "
+            "the same seeds.",
         )
 
     def draw(measurements: Sequence[Measurement], kind: str) -> bytes:

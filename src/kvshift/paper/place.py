@@ -18,12 +18,10 @@ class Texts:
 
     Args:
         sources: files, folders, globs or dataset names; none: Python's standard library.
-        cache: where prepared texts lie; None: `kvshift.tasks.text`'s own.
         say: takes a line for people before a preparation.
     """
 
     sources: tuple[str, ...] = ()
-    cache: Path | None = None
     say: Say = lambda line: None
     _prepared: dict[tuple[tuple[str, Any], ...], Path] = field(default_factory=dict)
 
@@ -36,7 +34,7 @@ class Texts:
         key = tuple(sorted(settings.items()))
         if key not in self._prepared:
             self.say(f"Preparing {', '.join(self.sources) or 'Python’s standard library'}")
-            self._prepared[key] = prepare(TextRequest(sources=self.sources, **settings), self.cache).folder
+            self._prepared[key] = prepare(TextRequest(sources=self.sources, **settings)).folder
         return self._prepared[key]
 
 

@@ -38,8 +38,10 @@ def _is_of(size: int, run: Trained) -> bool:
 
 
 def _slope(runs: Sequence[Trained]) -> float:
-    """Of the loss against the logarithm of the parameters, by least squares."""
+    """Of the loss against the logarithm of the parameters, by least squares; NaN if a run diverged."""
     finite = [run for run in runs if math.isfinite(run.loss)]
+    if len(finite) < len(runs):
+        return math.nan
     line = stats.linregress([math.log(run.parameters) for run in finite], [run.loss for run in finite])
     return float(line.slope)
 
@@ -47,9 +49,7 @@ def _slope(runs: Sequence[Trained]) -> float:
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     by_size = _gains(measurements)
-    found: dict[int, Interval] = {size: interval(gains) for size, gains in by_size.items() if gains}
-    if len(found) < len(by_size):
-        return Judgement("undecided", "no pair at some size", "At some size an arm diverged at every seed.")
+    found: dict[int, Interval] = {size: interval(gains) for size, gains in by_size.items()}
     means = [each.mean for each in found.values()]
     if all(each.low > 0 for each in found.values()) and means[-1] >= KEPT * means[0]:
         verdict: Verdict = "reproduced"
@@ -65,7 +65,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         verdict=verdict,
         ours="gain, nats a token: " + "; ".join(f"{size / 1e6:.3g}M: {each}" for size, each in found.items()),
         finding=f"A factor e in parameters is worth {-slopes['vanilla']:.3f} nats to vanilla and "
-        f"{-slopes['kv']:.3f} to KV shift at the same tokens{says if larger > 0 else ''}.",
+        f"{-slopes['kv']:.3f} to KV shift at the same tokens{says if math.isfinite(larger) else ''}.",
     )
 
 

@@ -22,7 +22,7 @@ SEEDS: dict[Scale, int] = {"tiny": 2, "small": 5, "gpu": 5}
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     arms = Arms(measurements, NAMED)
-    found = {half: interval(gains) for half in HALVES if (gains := arms.gains(half, "kv"))}
+    found = {half: interval(arms.gains(half, "kv")) for half in HALVES}
     worse = [half for half, each in found.items() if each.high < 0]
     if any(each.low > 0 for each in found.values()):
         verdict: Verdict = "not"
@@ -30,7 +30,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         verdict = "reproduced"
     else:
         verdict = "partly" if worse else "undecided"
-    over = {name: interval(gains) for name in ("kv", *HALVES) if (gains := arms.gains(name))}
+    over = {name: interval(arms.gains(name)) for name in ("kv", *HALVES)}
     return Judgement(
         verdict=verdict,
         ours="gain over both, nats a token: "

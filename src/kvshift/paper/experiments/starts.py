@@ -69,20 +69,18 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     screened, confirmed = _stages(arms)
     gains = {name: arms.gains(name, keep=confirmed) for name in CONFIRMED}
     lead = arms.gains(DEFAULT, AS_IN_THE_PAPER, keep=confirmed)
-    if not lead:
-        return Judgement("undecided", "no pair", "The default or the paper's setting diverged at every seed.")
     led = interval(lead)
     better = [
         name
         for name in CONFIRMED
-        if name != DEFAULT and (over := arms.gains(name, DEFAULT, keep=confirmed)) and interval(over).low > 0
+        if name != DEFAULT and interval(arms.gains(name, DEFAULT, keep=confirmed)).low > 0
     ]
     steady = _spread(gains[DEFAULT]) <= _spread(gains[AS_IN_THE_PAPER])
     if led.low > 0:
         verdict: Verdict = "reproduced" if steady and not better else "partly"
     else:
         verdict = "not" if led.high < 0 else "undecided"
-    said = {name: interval(values) for name, values in gains.items() if values}
+    said = {name: interval(values) for name, values in gains.items()}
     best = max(SCREENED, key=lambda name: _mean(arms.gains(name, keep=screened)))
     return Judgement(
         verdict=verdict,
@@ -101,11 +99,11 @@ def _saved(arms: Arms, name: str, keep: Callable[[Trained], bool]) -> str:
 
 
 def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.inf
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.inf
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else -math.inf
+    return sum(values) / len(values) if all(map(math.isfinite, values)) else -math.inf
 
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:

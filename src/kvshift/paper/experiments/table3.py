@@ -24,7 +24,6 @@ def _gains(measurements: Sequence[Measurement]) -> dict[Count, list[float]]:
         kind: arms.gains(
             "kv",
             value=partial(_percent, kind),
-            keep=lambda run: run.measured["predicted"] is not None,
         )
         for kind in KINDS
     }
@@ -37,9 +36,7 @@ def _percent(kind: Count, run: Trained) -> float:
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     gains = _gains(measurements)
-    if not gains["all"]:
-        return Judgement("undecided", "no pair", "At every seed an arm diverged.")
-    found = {kind: interval(values) for kind, values in gains.items() if values}
+    found = {kind: interval(values) for kind, values in gains.items()}
     verdict: Verdict = "undecided"
     if found["all"].low > 0:
         verdict = "reproduced"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,9 @@ SEEDS: dict[Scale, int] = {"tiny": 2, "small": 3, "gpu": 3}
 
 
 def distance(run: Trained) -> float:
-    """How far a tap is from its start at the end, on average over all heads."""
+    """How far a tap is from its start at the end, on average over all heads; NaN if the run diverged."""
+    if not math.isfinite(run.loss):
+        return math.nan
     moved = [
         abs(after - before)
         for head, head_before in zip(taps_of(run, -1), taps_of(run, 0), strict=True)
@@ -42,10 +45,6 @@ def _copying(run: Trained) -> float:
     return 100 * run.share("copied")
 
 
-def _finished(run: Trained) -> bool:
-    return run.measured["predicted"] is not None
-
-
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     arms = Arms(measurements, NAMED)
@@ -57,11 +56,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         verdict: Verdict = "reproduced"
     else:
         verdict = "not" if ratio.high < FURTHER else "undecided"
-    copying = {
-        name: interval(gains)
-        for name in NAMED
-        if name != "vanilla" and (gains := arms.gains(name, value=_copying, keep=_finished))
-    }
+    copying = {name: interval(arms.gains(name, value=_copying)) for name in NAMED if name != "vanilla"}
     moved = {name: interval([distance(run) for run in arms.by_name[name]]) for name in copying}
     return Judgement(
         verdict=verdict,
