@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from kvshift.errors import OutputError
+from kvshift.errors import DataError, OutputError
 from kvshift.paper.copying import copied
 from kvshift.paper.experiment import Measurement
 from kvshift.paper.experiments import EXPERIMENTS
@@ -140,10 +140,27 @@ def test_an_arm_is_trained_once_for_all_experiments(tiny) -> None:
 
 
 def test_a_folder_keeps_to_one_text(make_experiment, tmp_path) -> None:
-    reproduce([make_experiment()], "small", tmp_path, print, ["novels"])
-    assert json.loads((tmp_path / "results.json").read_text())["sources"] == ["novels"]
-    with pytest.raises(OutputError, match="with the text novels, not the default; give another --out"):
-        reproduce([make_experiment()], "small", tmp_path, print)
+    (tmp_path / "novels").write_text("Call me Ishmael.")
+    novels, out = str(tmp_path / "novels"), tmp_path / "out"
+    reproduce([make_experiment()], "small", out, print, [novels])
+    assert json.loads((out / "results.json").read_text())["sources"] == [novels]
+    with pytest.raises(OutputError, match=r"with the text .*novels, not the default; give another --out"):
+        reproduce([make_experiment()], "small", out, print)
+
+
+def test_a_text_that_is_not_there_is_told_before_anything_is_made(make_experiment, counter, tmp_path) -> None:
+    with pytest.raises(DataError, match="no file or folder"):
+        reproduce([make_experiment()], "small", tmp_path / "out", print, [str(tmp_path / "nothing")])
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "novels").write_text("Call me Ishmael.")
+    novels, out = str(tmp_path / "novels"), tmp_path / "out"
+    reproduce([make_experiment()], "tiny", out, print, [novels])
+    done = len(counter.done)
+    (tmp_path / "novels").unlink()
+    with pytest.raises(DataError, match="no file or folder"):  # before the squares
+        reproduce([make_experiment("other"), EXPERIMENTS["fig5a"]], "tiny", out, print, [novels])
+    assert len(counter.done) == done
+    reproduce([make_experiment()], "tiny", out, print, [novels])  # whose runs are all recorded
 
 
 def test_taps_are_read_at_the_start_and_at_the_end(tiny) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvshift.tasks.text import TextRequest, prepare
+from kvshift.tasks.text.sources import find_sources
 
 Say = Callable[[str], None]
 
@@ -24,6 +25,10 @@ class Texts:
     sources: tuple[str, ...] = ()
     say: Say = lambda line: None
     _prepared: dict[tuple[tuple[str, Any], ...], Path] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises DataError if a source is not there; reads nothing."""
+        find_sources(TextRequest(sources=self.sources))
 
     def prepared(self, settings: dict[str, Any]) -> Path:
         """The folder of the text prepared by these fields of `TextRequest`; its name says what is in it.

@@ -69,6 +69,11 @@ class ResultsFolder:
         """An experiment's own folder."""
         return self.path / experiment.name
 
+    @property
+    def begun(self) -> bool:
+        """Whether it holds results, of whatever kind."""
+        return (self.path / FOLDER_FILE).exists()
+
     def open(self, sources: Sequence[str] = ()) -> None:
         """Makes the folder, or goes on with it.
 

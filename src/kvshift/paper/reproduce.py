@@ -74,15 +74,20 @@ def reproduce(
 
     Raises:
         UsageError: matplotlib or a GPU is missing.
+        DataError: the text is not there.
         OutputError: `out` cannot be used; see `ResultsFolder`.
     """
     check_hardware(experiments, scale)
     check_drawable()
     folder = ResultsFolder(out, scale)
-    folder.open(sources)
     texts = Texts(tuple(sources), say=say)
+    if not folder.begun:  # a text that is not there must not become the folder's
+        texts.check()
+    folder.open(sources)
     with folder.locked():
         known = [folder.read(experiment) for experiment in experiments]  # refused before anything long
+        if any(_needs_text(*each, scale) for each in zip(experiments, known, strict=True)):
+            texts.check()
         for experiment, records in zip(experiments, known, strict=True):
             _run_missing(experiment, folder, records, texts, say)
         return [finish(experiment, folder) for experiment in experiments]
@@ -109,6 +114,10 @@ def every_outcome(folder: ResultsFolder, known: Sequence[Outcome]) -> list[Outco
         if name not in by_name and len(folder.read(experiment)) == len(experiment.runs[folder.scale]):
             by_name[name] = finish(experiment, folder)
     return [by_name[name] for name in EXPERIMENTS if name in by_name]
+
+
+def _needs_text(experiment: Experiment, records: dict[str, RunRecord], scale: Scale) -> bool:
+    return any("text" in run.settings and run.name not in records for run in experiment.runs[scale])
 
 
 def _run_missing(
