@@ -10,20 +10,21 @@ from kvshift.errors import UsageError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import ON_GPU, allowed, random_examples, relative_error, rotated, rows
+from kernel_checks import HEAD_DIMS, ON_GPU, allowed, in_parts, random_examples, relative_error, rotated, rows
 
 from kvshift.kernels.decode import MOST_TOKENS, decode
 
 LENGTH = 24
 
 
-@random_examples(25, on_gpu=400)
+@in_parts
+@random_examples(25, on_gpu=20)
 @given(
     batch=st.integers(1, 3),
     calls=st.lists(st.sampled_from([1, 1, 1, 2, 3, 5]), min_size=1, max_size=4),
     kv_heads=st.integers(1, 3 if ON_GPU else 2),
     group=st.integers(1, 3),
-    head_dim=st.sampled_from([32, 80, 96]),
+    head_dim=st.sampled_from(HEAD_DIMS),
     rotary=st.sampled_from([1.0, 0.5]),
     interleaved=st.booleans(),
     norm=st.booleans(),
@@ -35,8 +36,8 @@ LENGTH = 24
     seed=st.integers(0, 2**31),
 )
 def test_calls_one_after_the_other_are_the_whole_sequence(
-    device: str, batch, calls, kv_heads, group, head_dim, rotary, interleaved, norm, shifted, window,
-    per_channel, starts, dtype, seed,
+    device: str, part, batch, calls, kv_heads, group, head_dim, rotary, interleaved, norm, shifted,
+    window, per_channel, starts, dtype, seed,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     time, size = sum(calls), int(rotary * head_dim)

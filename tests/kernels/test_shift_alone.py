@@ -10,12 +10,13 @@ from kvshift.errors import UnsupportedModelError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import ON_GPU, TIMES, allowed, in_type, random_examples, relative_error, rows
+from kernel_checks import ON_GPU, TIMES, allowed, in_parts, in_type, random_examples, relative_error, rows
 
 from kvshift.kernels.shift_alone import shift as launch
 
 
-@random_examples(40, on_gpu=600)
+@in_parts
+@random_examples(40, on_gpu=30)
 @given(
     batch=st.integers(1, 3),
     time=st.sampled_from(TIMES),
@@ -31,7 +32,20 @@ from kvshift.kernels.shift_alone import shift as launch
     seed=st.integers(0, 2**31),
 )
 def test_results_and_gradients_are_the_definitions(
-    device: str, batch, time, heads, head_dim, window, per_channel, starts, state, both, fused, dtype, seed
+    device: str,
+    part: int,
+    batch,
+    time,
+    heads,
+    head_dim,
+    window,
+    per_channel,
+    starts,
+    state,
+    both,
+    fused,
+    dtype,
+    seed,
 ) -> None:
     torch.manual_seed(seed)
     shape = (heads, head_dim, window) if per_channel else (heads, window)

@@ -11,10 +11,12 @@ from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from kernel_checks import (
+    HEAD_DIMS,
     ON_GPU,
     TIMES,
     allowed,
     error_in_type,
+    in_parts,
     in_type,
     random_examples,
     relative_error,
@@ -42,13 +44,14 @@ def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved
     return q, k, v
 
 
-@random_examples(25, on_gpu=600)
+@in_parts
+@random_examples(25, on_gpu=20)
 @given(
     batch=st.integers(1, 3),
     time=st.sampled_from(TIMES),
     kv_heads=st.integers(1, 5 if ON_GPU else 2),
     group=st.integers(1, 3),
-    head_dim=st.sampled_from([32, 80, 96]),
+    head_dim=st.sampled_from(HEAD_DIMS),
     rotary=st.sampled_from([1.0, 0.5]),
     interleaved=st.booleans(),
     norm=st.booleans(),
@@ -62,8 +65,8 @@ def plain(q, k, v, k_taps, v_taps, cos, sin, *, q_norm, k_norm, eps, interleaved
     seed=st.integers(0, 2**31),
 )
 def test_results_and_gradients_are_those_of_the_single_steps(
-    device: str, batch, time, kv_heads, group, head_dim, rotary, interleaved, norm, shifted, window,
-    per_channel, starts, state, shared_angles, dtype, seed,
+    device: str, part, batch, time, kv_heads, group, head_dim, rotary, interleaved, norm, shifted,
+    window, per_channel, starts, state, shared_angles, dtype, seed,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
 

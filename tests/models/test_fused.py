@@ -69,6 +69,35 @@ def training_step(model: PreTrainedModel, backend: str) -> tuple[torch.Tensor, d
     return out.logits.detach(), {name: x.grad.clone() for name, x in model.named_parameters()}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@torch.no_grad()
+def test_an_identity_start_keeps_its_bits_where_nobody_forced_the_kernels(
+    name: str, dtype: torch.dtype, ran: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(dispatch.FASTEST, DEVICE, "triton")
+    with torch.device("cpu"):
+        plain = make_vanilla(name)
+    plain = plain.to(DEVICE, dtype)
+    tokens = draw(2, 9)
+
+    def everything() -> list[torch.Tensor]:
+        full, cached = plain(tokens, use_cache=False), plain(tokens[:, :8], use_cache=True)
+        return [
+            full.logits,
+            cached.logits,
+            plain(tokens[:, 8:], past_key_values=cached.past_key_values).logits,
+        ]
+
+    before = everything()
+    kvshift.convert(plain, init="identity")
+    assert all(map(torch.equal, everything(), before))
+    assert ran["_rotated"] == 0
+    with dispatch.forced("triton"):
+        plain(tokens, use_cache=False)
+    assert ran["_rotated"] == 2
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_is_the_family_s_own(name: str, ran: dict[str, int]) -> None:
     model = build(name)

@@ -24,9 +24,8 @@ _chosen = os.environ.get(VARIABLE, "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs kernels on the CPU, slowly: for tests."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-FASTEST = {"cpu": "cpu", "cuda": "definition"}
-"""What `auto` takes, by device, and the definition elsewhere. On GPUs that will be `triton` as soon as all of
-the kernels' tests have passed on one: their random grids have not (docs/results/kernels.md)."""
+FASTEST = {"cpu": "cpu", "cuda": "triton"}
+"""What `auto` takes, by device; the definition elsewhere."""
 _MOST_ROWS = 1024  # that a block reads past the end
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -143,11 +142,18 @@ def next_state(
     return definition.last_rows(torch.cat((state.to(x.dtype), x), dim=1), starts, last, back)
 
 
-def fuses(x: Tensor, taps: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
+def fuses(x: Tensor, taps: Sequence[Tensor], state: Sequence[Tensor], *, keeping_bits: bool = False) -> bool:
     """Whether rows like `x` can go through `shift_rotary` and `decode`.
 
     Says nothing where they cannot: the shift alone, which runs then, does.
+
+    Args:
+        keeping_bits: what does not shift is to keep its last bits. A rotation that rounds once changes them,
+            so it is left to the library, unless the kernels were forced. Compiled, the library's own rounds
+            otherwise as well.
     """
+    if keeping_bits and _chosen == "auto" and not torch.compiler.is_compiling():
+        return False
     path = FASTEST.get(x.device.type) if _chosen == "auto" else _chosen
     before = [*state, None]
     return path == "triton" and all(

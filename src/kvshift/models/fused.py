@@ -40,6 +40,7 @@ def can_fuse(attention: Any, taps: Taps, hidden_states: Tensor, cache: Cache | N
         hidden_states,
         [each for each in taps.values() if each is not None],
         [rows for rows in state if rows is not None],
+        keeping_bits=attention.kv_shift.config.init == "identity",
     )
 
 

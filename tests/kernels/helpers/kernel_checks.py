@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
 TIMES = [1, 2, 3, 15, 16, 17, 33, 127, 129, 4097] if ON_GPU else [1, 2, 3, 16, 17, 33]
+HEAD_DIMS = [32, 64, 80, 96, 128, 256] if ON_GPU else [32, 80, 96]
+
+in_parts = pytest.mark.parametrize("part", range(15 if ON_GPU else 1))
+"""Runs a random grid's examples by so many processes where there are some: nearly all compile something."""
 
 
 def random_examples(interpreted: int, on_gpu: int) -> settings:
-    """So many; without shrinking, which takes the interpreter minutes."""
+    """So many in each part; without shrinking, which takes the interpreter minutes."""
     return settings(
         max_examples=on_gpu if ON_GPU else interpreted,
         deadline=None,
