@@ -10,7 +10,17 @@ from kvshift.errors import UsageError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from kernel_checks import HEAD_DIMS, ON_GPU, allowed, in_parts, random_examples, relative_error, rotated, rows
+from kernel_checks import (
+    HEAD_DIMS,
+    ON_GPU,
+    allowed,
+    angles,
+    in_parts,
+    random_examples,
+    relative_error,
+    rotated,
+    rows,
+)
 
 from kvshift.kernels.decode import MOST_TOKENS, decode
 
@@ -50,7 +60,7 @@ def test_calls_one_after_the_other_are_the_whole_sequence(
         for which in ("keys", "values")
     )
     q_norm, k_norm = (torch.randn(head_dim, device=device) if norm else None for _ in range(2))
-    angle = torch.randn(batch, time, size, device=device)
+    angle = angles(batch, time, size, interleaved=interleaved, device=device)
     begins = torch.rand(batch, time, device=device) < 0.3 if starts else None
 
     def in_type(x: Tensor, to: torch.dtype) -> Tensor:
@@ -110,7 +120,7 @@ def example(device: str, time: int = 1) -> list:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, time, heads, 32, device=device) for heads in (4, 2, 2))
     taps = [torch.randn(2, 2, device=device) for _ in range(2)]
-    angle = torch.randn(1, time, 32, device=device)
+    angle = angles(1, time, 32, interleaved=False, device=device)
     states = [torch.randn(2, 1, 2, 32, device=device) for _ in range(2)]
     caches = [torch.zeros(2, 2, LENGTH, 32, device=device) for _ in range(2)]
     place = torch.tensor([3], device=device)

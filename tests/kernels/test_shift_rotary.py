@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvshift.errors import UnsupportedModelError
+from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.shift import shift as definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -15,6 +15,7 @@ from kernel_checks import (
     ON_GPU,
     TIMES,
     allowed,
+    angles,
     error_in_type,
     in_parts,
     in_type,
@@ -75,7 +76,7 @@ def test_results_and_gradients_are_those_of_the_single_steps(
 
     taps = (kv_heads, head_dim, window) if per_channel else (kv_heads, window)
     size = int(rotary * head_dim)
-    angle = random(1 if shared_angles else batch, time, size)
+    angle = angles(1 if shared_angles else batch, time, size, interleaved=interleaved, device=device)
     tensors = {
         name: rows(batch, time, heads, head_dim, True, device)
         for name, heads in (("q", kv_heads * group), ("k", kv_heads), ("v", kv_heads))
@@ -142,7 +143,7 @@ def example(device: str, time: int = 37, norm: bool = True) -> list:
     q, k, v = (torch.randn(2, time, heads, 32, device=device).requires_grad_() for heads in (6, 3, 3))
     k_taps, v_taps = (torch.randn(3, 2, device=device).requires_grad_() for _ in range(2))
     norms = [torch.randn(32, device=device).requires_grad_() if norm else None for _ in range(2)]
-    angle = torch.randn(1, time, 32, device=device)
+    angle = angles(1, time, 32, interleaved=False, device=device)
     starts = torch.rand(2, time, device=device) < 0.2
     return [q, k, v, k_taps, v_taps, angle.cos(), angle.sin(), *norms, starts, None, None, 1e-5, False]
 
@@ -235,3 +236,11 @@ def test_it_compiles_as_one_graph_for_any_length(device: str) -> None:
         for one, other in zip(mine, right, strict=True):
             torch.testing.assert_close(one, other)
     assert set(lengths) == {5}
+
+
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(33, 32), (32, 15), (32, 34)])
+def test_channels_that_are_no_pairs_are_refused(device: str, head_dim: int, rotary_dim: int) -> None:
+    q, k, v = (torch.randn(1, 3, 2, head_dim, device=device) for _ in range(3))
+    cos, sin = (torch.randn(1, 3, rotary_dim, device=device) for _ in range(2))
+    with pytest.raises(UsageError, match=f"{head_dim} channels of which {rotary_dim} turn"):
+        launch(q, k, v, None, None, cos, sin)

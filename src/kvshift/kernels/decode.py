@@ -16,10 +16,11 @@ from torch import Tensor
 
 from kvshift.errors import UsageError
 from kvshift.kernels.registry import operator
-from kvshift.kernels.rotary_kernels import angles, maybe_shifted, partner_of, turned
+from kvshift.kernels.rotary_kernels import angles, maybe_shifted, pairs, slot_of, store_pairs, turned
 from kvshift.kernels.rows import (
     angle_strides,
     as_bytes,
+    check_pairs,
     head_offsets,
     inner_contiguous,
     or_any,
@@ -33,11 +34,10 @@ _WARPS = 4
 
 
 @triton.jit
-def _keep(
+def _keep_channels(
     p_in, p_state, p_starts, b, head, d, m_d, time, heads, head_dim, s_batch, s_time, s_head,
     WINDOW: tl.constexpr, STARTS: tl.constexpr,
 ):  # fmt: skip
-    """The last WINDOW - 1 raw rows of one head become its state, those of an earlier sequence as zeros."""
     o_in = b.to(tl.int64) * s_batch + head_offsets(head, d, s_head)
     p_state += (b.to(tl.int64) * (WINDOW - 1) * heads + head) * head_dim + d
     s_state = heads * head_dim
@@ -52,6 +52,23 @@ def _keep(
             whole = unbroken(p_starts, b * time + last, last, WINDOW - 2 - i, last >= 0, STARTS)
             kept = tl.where(whole, kept, 0.0)
         tl.store(p_state + i * s_state, kept.to(p_state.dtype.element_ty), mask=m_d)
+
+
+@triton.jit
+def _keep(
+    p_in, p_state, p_starts, b, head, one, other, m_pair, time, heads, head_dim, s_batch, s_time, s_head,
+    WINDOW: tl.constexpr, STARTS: tl.constexpr,
+):  # fmt: skip
+    """The last WINDOW - 1 raw rows of one head become its state, those of an earlier sequence as zeros."""
+    tl.debug_barrier()  # other threads may still read what is overwritten now
+    _keep_channels(
+        p_in, p_state, p_starts, b, head, one, m_pair, time, heads, head_dim, s_batch, s_time, s_head,
+        WINDOW, STARTS,
+    )  # fmt: skip
+    _keep_channels(
+        p_in, p_state, p_starts, b, head, other, m_pair, time, heads, head_dim, s_batch, s_time, s_head,
+        WINDOW, STARTS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -74,55 +91,47 @@ def _kernel(
     vc_batch, vc_head, vc_time,
     SHIFT_K: tl.constexpr, SHIFT_V: tl.constexpr, NORM: tl.constexpr, INTERLEAVED: tl.constexpr,
     WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr, STARTS: tl.constexpr,
-    ROTARY: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+    ROTARY: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    b, slot = tl.program_id(0), tl.program_id(1)
+    b = tl.program_id(0)
+    which, head = slot_of(tl.program_id(1), q_heads, kv_heads)
     at = tl.arange(0, ROWS)
-    d = tl.arange(0, D)
-    m_row, m_d, m_partner = at < time, d < head_dim, d < ROTARY
+    one, other, m_pair, turns = pairs(head_dim, ROTARY, INTERLEAVED, PAIRS)
+    m_row = at < time
     batch = tl.zeros((ROWS,), dtype=tl.int32) + b
     row = batch * time + at
-    partner, sign = partner_of(d, ROTARY, INTERLEAVED)
-    cos, sin = angles(p_cos, p_sin, batch, at, m_row, d, d, sign, a_batch, a_time, ROTARY)
-    m_out = m_row[:, None] & m_d[None, :]
-    if slot < q_heads:
-        q = turned(
-            p_q, p_q, p_starts, p_q, p_q_norm, row, batch, at, m_row, slot, d, m_d, partner, m_partner,
-            cos, sin, head_dim, q_heads, eps, q_batch, q_time, q_head,
-            False, NORM, WINDOW, PER_CHANNEL, STARTS, True,
+    cos, sin = angles(p_cos, p_sin, batch, at, m_row, one, turns, a_batch, a_time)
+    if which == 0:
+        q_one, q_other = turned(
+            p_q, p_q, p_starts, p_q, p_q_norm, row, batch, at, m_row, head, one, other, m_pair, cos, sin,
+            head_dim, q_heads, eps, q_batch, q_time, q_head, False, NORM, WINDOW, PER_CHANNEL, STARTS, True,
         )  # fmt: skip
-        o_out = (row.to(tl.int64) * q_heads + slot) * head_dim
-        tl.store(p_q_out + o_out[:, None] + d[None, :], q.to(p_q_out.dtype.element_ty), mask=m_out)
-    elif slot < q_heads + kv_heads:
-        head = slot - q_heads
-        k = turned(
-            p_k, p_k_taps, p_starts, p_k_state, p_k_norm, row, batch, at, m_row, head, d, m_d,
-            partner, m_partner, cos, sin, head_dim, kv_heads, eps, k_batch, k_time, k_head,
+        o_out = (row.to(tl.int64) * q_heads + head) * head_dim
+        store_pairs(p_q_out, o_out, one, other, m_row, m_pair, q_one, q_other)
+    elif which == 1:
+        k_one, k_other = turned(
+            p_k, p_k_taps, p_starts, p_k_state, p_k_norm, row, batch, at, m_row, head, one, other, m_pair,
+            cos, sin, head_dim, kv_heads, eps, k_batch, k_time, k_head,
             SHIFT_K, NORM, WINDOW, PER_CHANNEL, STARTS, True,
         )  # fmt: skip
-        o_cache = b.to(tl.int64) * kc_batch + (tl.load(p_place) + at) * kc_time
-        o_cache = o_cache[:, None] + head_offsets(head, d, kc_head)[None, :]
-        tl.store(p_k_cache + o_cache, k.to(p_k_cache.dtype.element_ty), mask=m_out)
+        o_cache = b.to(tl.int64) * kc_batch + head.to(tl.int64) * kc_head + (tl.load(p_place) + at) * kc_time
+        store_pairs(p_k_cache, o_cache, one, other, m_row, m_pair, k_one, k_other)
         if SHIFT_K:
-            tl.debug_barrier()  # another thread may still read, as a partner, what is overwritten now
             _keep(
-                p_k, p_k_state, p_starts, b, head, d, m_d, time, kv_heads, head_dim, k_batch, k_time, k_head,
-                WINDOW, STARTS,
+                p_k, p_k_state, p_starts, b, head, one, other, m_pair, time, kv_heads, head_dim,
+                k_batch, k_time, k_head, WINDOW, STARTS,
             )  # fmt: skip
     else:
-        head = slot - q_heads - kv_heads
-        v = maybe_shifted(
-            p_v, p_v_taps, p_starts, p_v_state, row, batch, at, m_row, head, d, m_d, head_dim, kv_heads,
-            v_batch, v_time, v_head, SHIFT_V, WINDOW, PER_CHANNEL, STARTS, True,
+        v_one, v_other = maybe_shifted(
+            p_v, p_v_taps, p_starts, p_v_state, row, batch, at, m_row, head, one, other, m_pair, head_dim,
+            kv_heads, v_batch, v_time, v_head, SHIFT_V, WINDOW, PER_CHANNEL, STARTS, True,
         )  # fmt: skip
-        o_cache = b.to(tl.int64) * vc_batch + (tl.load(p_place) + at) * vc_time
-        o_cache = o_cache[:, None] + head_offsets(head, d, vc_head)[None, :]
-        tl.store(p_v_cache + o_cache, v.to(p_v_cache.dtype.element_ty), mask=m_out)
+        o_cache = b.to(tl.int64) * vc_batch + head.to(tl.int64) * vc_head + (tl.load(p_place) + at) * vc_time
+        store_pairs(p_v_cache, o_cache, one, other, m_row, m_pair, v_one, v_other)
         if SHIFT_V:
-            tl.debug_barrier()
             _keep(
-                p_v, p_v_state, p_starts, b, head, d, m_d, time, kv_heads, head_dim, v_batch, v_time, v_head,
-                WINDOW, STARTS,
+                p_v, p_v_state, p_starts, b, head, one, other, m_pair, time, kv_heads, head_dim,
+                v_batch, v_time, v_head, WINDOW, STARTS,
             )  # fmt: skip
 
 
@@ -167,7 +176,7 @@ def _launch(
             INTERLEAVED=interleaved,
             WINDOW=2 if taps is None else taps.shape[-1], PER_CHANNEL=taps is not None and taps.dim() == 3,
             STARTS=starts is not None, ROTARY=cos.shape[-1],
-            ROWS=triton.next_power_of_2(time), D=triton.next_power_of_2(head_dim), num_warps=_WARPS,
+            ROWS=triton.next_power_of_2(time), PAIRS=triton.next_power_of_2(head_dim // 2), num_warps=_WARPS,
         )  # fmt: skip
     return q_out
 
@@ -219,8 +228,9 @@ def decode(
         Normed and rotated queries, contiguous.
 
     Raises:
-        UsageError: a gradient is wanted, or there are too many new tokens.
+        UsageError: a gradient is wanted, there are too many new tokens, or channels do not come in pairs.
     """
+    check_pairs(q, cos)
     if q.shape[1] > MOST_TOKENS:
         raise UsageError(f"decode takes at most {MOST_TOKENS} new tokens at once; got {q.shape[1]}.")
     if torch.is_grad_enabled() and any(

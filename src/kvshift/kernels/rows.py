@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvshift.errors import UsageError
+
 ENOUGH_PROGRAMS = 1024
 """Keeps every multiprocessor of the largest GPUs busy; more only add partial sums."""
 
@@ -79,22 +81,38 @@ def shifted(
     total = tl.zeros((row.shape[0], o_in.shape[0]), dtype=tl.float32)
     for j in tl.static_range(WINDOW):
         tap = tl.load(p_taps + o_taps + j, mask=m_channel, other=0.0)
-        m_read = m_row & unbroken(p_starts, row, at, j, m_row, STARTS)
-        m_here = (m_read & (at >= j))[:, None] & m_channel[None, :]
+        m_here = (m_row & (at >= j))[:, None] & m_channel[None, :]
         o_row = row_offsets(batch, at - j, s_batch, s_time)
         x = tl.load(p_in + o_row[:, None] + o_in[None, :], mask=m_here, other=0.0).to(tl.float32)
         if STATE and j > 0:
-            x += before(p_state, batch, at, j, m_read, o_state, m_channel, s_state, WINDOW)
-        total += x * tap[None, :]
+            x += before(p_state, batch, at, j, m_row, o_state, m_channel, s_state, WINDOW)
+        total += kept_if(unbroken(p_starts, row, at, j, m_row, STARTS), x, j, STARTS) * tap[None, :]
     return total
 
 
 @triton.jit
-def before(p_state, batch, at, j: tl.constexpr, m_read, o_state, m_channel, s_state, WINDOW: tl.constexpr):
+def kept_if(whole, x, j: tl.constexpr, STARTS: tl.constexpr):
+    """Zeros for rows across a beginning. As a mask of the load it would make that wait for the starts."""
+    if STARTS and j > 0:
+        x = tl.where(whole[:, None], x, 0.0)
+    return x
+
+
+@triton.jit
+def before(p_state, batch, at, j: tl.constexpr, m_row, o_state, m_channel, s_state, WINDOW: tl.constexpr):
     """The rows j steps back that lie in the state; 0 for those that do not."""
     o_row = (batch.to(tl.int64) * (WINDOW - 1) + (WINDOW - 1 + at - j)) * s_state
-    mask = (m_read & (at < j))[:, None] & m_channel[None, :]
+    mask = (m_row & (at < j))[:, None] & m_channel[None, :]
     return tl.load(p_state + o_row[:, None] + o_state[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+def check_pairs(q: Tensor, cos: Tensor) -> None:
+    """Refuses heads and rotations whose channels are not pairs."""
+    if q.shape[-1] % 2 or cos.shape[-1] % 2 or cos.shape[-1] > q.shape[-1]:
+        raise UsageError(
+            f"Heads have {q.shape[-1]} channels of which {cos.shape[-1]} turn; expected even numbers, the "
+            "second no larger."
+        )
 
 
 def strides(x: Tensor) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from kvshift.kernels.rows import (
     blocks_a_program,
     channel_offsets,
     inner_contiguous,
+    kept_if,
     or_any,
     place_of,
     row_offsets,
@@ -125,15 +126,15 @@ def _backward_kernel(
         sum_0 += dout * x
         for j in tl.static_range(1, WINDOW):
             m_later = m_row & (at + j < time)
-            m_later = m_later & unbroken(p_starts, row + j, at + j, j, m_later, STARTS)
             later = tl.load(
                 p_dout + o_dout + j * d_time, mask=m_later[:, None] & m_channel[None, :], other=0.0
             ).to(tl.float32)
+            later = kept_if(unbroken(p_starts, row + j, at + j, j, m_later, STARTS), later, j, STARTS)
             total += later * tl.load(p_taps + o_taps + j, mask=m_channel, other=0.0)[None, :]
             part = later * x
             if STATE:
-                m_read = m_row & unbroken(p_starts, row, at, j, m_row, STARTS)
-                part += dout * before(p_state, batch, at, j, m_read, channel, m_channel, channels, WINDOW)
+                early = before(p_state, batch, at, j, m_row, channel, m_channel, channels, WINDOW)
+                part += dout * kept_if(unbroken(p_starts, row, at, j, m_row, STARTS), early, j, STARTS)
             if j == 1:
                 sum_1 += part
             elif j == 2:

@@ -9,12 +9,14 @@ import triton
 from torch import Tensor
 
 from kvshift.kernels.registry import differentiable, operator
-from kvshift.kernels.rotary_kernels import backward_kernel, forward_kernel
+from kvshift.kernels.rotary_backward import backward_kernel
+from kvshift.kernels.rotary_kernels import forward_kernel
 from kvshift.kernels.rows import (
     Tile,
     angle_strides,
     as_bytes,
     blocks_a_program,
+    check_pairs,
     inner_contiguous,
     or_any,
     strides,
@@ -41,7 +43,7 @@ def _constants(
 ) -> dict[str, Any]:
     """What a kernel is compiled for."""
     taps = v_taps if k_taps is None else k_taps
-    width = triton.next_power_of_2(k.shape[-1])
+    pairs = triton.next_power_of_2(k.shape[-1] // 2)
     return {
         "SHIFT_K": k_taps is not None,
         "SHIFT_V": v_taps is not None,
@@ -54,9 +56,14 @@ def _constants(
         "ROTARY": cos.shape[-1],
         "ROWS": tile.rows,
         "HEADS": tile.across,
-        "D": width,
-        "num_warps": max(tile.warps, tile.rows * width // (32 * _MOST_NUMBERS)),
+        "PAIRS": pairs,
+        "num_warps": max(tile.warps, tile.rows * 2 * pairs // (32 * _MOST_NUMBERS)),
     }
+
+
+def _slots(tile: Tile, q_heads: int, kv_heads: int) -> int:
+    """How many groups of heads there are of queries, keys and values."""
+    return triton.cdiv(q_heads, tile.across) + 2 * triton.cdiv(kv_heads, tile.across)
 
 
 def _launch(
@@ -79,8 +86,7 @@ def _launch(
     batch, time, kv_heads, head_dim = k.shape
     rows, q_heads = batch * time, q.shape[2]
     if rows:
-        groups = triton.cdiv(max(q_heads, kv_heads), _FORWARD.across)
-        forward_kernel[triton.cdiv(rows, _FORWARD.rows), groups, 3](
+        forward_kernel[triton.cdiv(rows, _FORWARD.rows), _slots(_FORWARD, q_heads, kv_heads)](
             q, k, v,
             or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
@@ -122,8 +128,8 @@ def _launch_backward(
     constants = _constants(_BACKWARD, k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved)
     batch, time, kv_heads, head_dim = k.shape
     rows, q_heads = batch * time, dq_out.shape[2]
-    groups = triton.cdiv(max(q_heads, kv_heads), _BACKWARD.across)
-    blocks = blocks_a_program(triton.cdiv(rows, _BACKWARD.rows), 3 * groups, _MOST_BLOCKS)
+    slots = _slots(_BACKWARD, q_heads, kv_heads)
+    blocks = blocks_a_program(triton.cdiv(rows, _BACKWARD.rows), slots, _MOST_BLOCKS)
     programs = triton.cdiv(rows, _BACKWARD.rows * blocks)
 
     def sums(wanted: bool, *shape: int) -> Tensor:
@@ -134,7 +140,7 @@ def _launch_backward(
     q_norm_sums = sums(q_norm is not None, triton.cdiv(q_heads, _BACKWARD.across))
     k_norm_sums = sums(k_norm is not None, kv_heads)
     if rows:
-        backward_kernel[programs, groups, 3](
+        backward_kernel[programs, slots](
             dq_out, dk_out, dv_out,
             or_any(q, dq_out), k, v,
             or_any(k_taps, k), or_any(v_taps, v),
@@ -243,8 +249,8 @@ def shift_rotary(
         k, v: `(batch, time, kv_heads, head_dim)` of the same dtype.
         k_taps, v_taps: `(kv_heads, window)` or `(kv_heads, head_dim, window)` float32, window 2 to 4, both of
             one shape. None: not shifted.
-        cos, sin: `(batch or 1, time, rotary_dim)`; channels from `rotary_dim` on do not turn. No gradient
-            reaches them.
+        cos, sin: `(batch or 1, time, rotary_dim)`, alike for the two channels that turn together; channels
+            from `rotary_dim` on do not turn. No gradient reaches them.
         q_norm, k_norm: `(head_dim,)` weights of an RMS norm between shift and rotation, both or none.
         eps: the norm's ε.
         interleaved: a channel turns with its neighbour, not with the one half a rotation away.
@@ -254,7 +260,11 @@ def shift_rotary(
 
     Returns:
         Queries, keys and values, contiguous, shaped and typed like the raw ones.
+
+    Raises:
+        UsageError: channels do not come in pairs.
     """
+    check_pairs(q, cos)
 
     def contiguous(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.contiguous()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from kernel_checks import rotated
+from kernel_checks import angles, rotated
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -52,7 +52,7 @@ def inputs(
     q, k, v = (x.requires_grad_() if fused else x.clone().requires_grad_() for x in (q, k, v))
     taps = [torch.randn(2, 2, device=device).requires_grad_() for _ in range(2)]
     norms = [torch.randn(32, device=device).requires_grad_() if norm else None for _ in range(2)]
-    angle = torch.randn(1, time, 32, device=device)
+    angle = angles(1, time, 32, interleaved=False, device=device)
     begins = torch.rand(2, time, device=device) < 0.3 if starts else None
     return Inputs(q, k, v, *taps, *norms, angle.cos().to(dtype), angle.sin().to(dtype), begins)
 

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvshift.kernels import decode, rotary_kernels, shift_alone
+from kvshift.kernels import decode, rotary_backward, rotary_kernels, shift_alone
 
 POINTERS = {"taps": "*fp32", "sums": "*fp32", "starts": "*u8", "place": "*i64"}
 
@@ -34,7 +34,14 @@ def main() -> None:
     target = GPUTarget("cuda", 90, 32)
     for window, full in itertools.product((2, 4), (False, True)):
         shared = {"WINDOW": window, "PER_CHANNEL": full, "STARTS": full}
-        turn = {"SHIFT_K": True, "SHIFT_V": full, "NORM": full, "INTERLEAVED": full, "ROTARY": 64, "D": 64}
+        turn = {
+            "SHIFT_K": True,
+            "SHIFT_V": full,
+            "NORM": full,
+            "INTERLEAVED": full,
+            "ROTARY": 64,
+            "PAIRS": 32,
+        }
         ones = {"time": 1} if full else {}
         tile = {**shared, **ones, "STATE": full, "ROWS": 16}
         alone = {**tile, "CHANNELS": 128}
@@ -43,7 +50,7 @@ def main() -> None:
         compile_for(target, shift_alone._forward_kernel, alone)
         compile_for(target, shift_alone._backward_kernel, {**alone, **blocks})
         compile_for(target, rotary_kernels.forward_kernel, rotary)
-        compile_for(target, rotary_kernels.backward_kernel, {**rotary, **blocks})
+        compile_for(target, rotary_backward.backward_kernel, {**rotary, **blocks})
         compile_for(target, decode._kernel, {**shared, **turn, **ones, "ROWS": 1 if full else 2})
 
 

@@ -55,6 +55,12 @@ def rows(batch: int, time: int, heads: int, head_dim: int, fused: bool, device: 
     return wide[:, :, fused : fused + heads]
 
 
+def angles(*shape: int, interleaved: bool, device: str) -> Tensor:
+    """`(batch, time, rotary_dim)`, the two channels that turn with each other by the same angle."""
+    half = torch.randn(*shape[:-1], shape[-1] // 2, device=device)
+    return half.repeat_interleave(2, dim=-1) if interleaved else torch.cat((half, half), dim=-1)
+
+
 def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The same numbers and strides in another type, as a leaf."""
     typed = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
