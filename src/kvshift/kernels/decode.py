@@ -30,7 +30,8 @@ from kvshift.kernels.rows import (
 
 MOST_TOKENS = 16
 """New tokens of a sequence that one launch takes."""
-_WARPS = 4
+_WARPS = 1
+"""More were slower on an H100 at batch 1 and 32 (docs/results/kernels.md)."""
 
 
 @triton.jit
@@ -154,6 +155,8 @@ def _launch(
     eps: float,
     interleaved: bool,
 ) -> Tensor:
+    q, k, v, cos, sin = map(inner_contiguous, (q, k, v, cos, sin))
+    starts = None if starts is None else starts.contiguous()
     q_out = _fake(q)
     batch, time, kv_heads, head_dim = k.shape
     q_heads = q.shape[2]
@@ -191,6 +194,7 @@ operator(
     "Tensor? q_norm, Tensor? k_norm, Tensor? starts, float eps, bool interleaved) -> Tensor",
     launch=_launch,
     fake=_fake,
+    any_strides=True,
 )
 
 
@@ -238,13 +242,13 @@ def decode(
     ):
         raise UsageError("decode has no gradient. Call it under torch.no_grad().")
     found: Tensor = torch.ops.kvshift.decode(
-        inner_contiguous(q),
-        inner_contiguous(k),
-        inner_contiguous(v),
+        q,
+        k,
+        v,
         k_taps,
         v_taps,
-        inner_contiguous(cos),
-        inner_contiguous(sin),
+        cos,
+        sin,
         place,
         k_state,
         v_state,

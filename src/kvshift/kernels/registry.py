@@ -16,7 +16,12 @@ _DEVICES = ("CUDA", "CPU") if INTERPRETED else ("CUDA",)
 
 
 def operator(
-    schema: str, *, launch: Callable[..., Any], fake: Callable[..., Any], backward_of: str | None = None
+    schema: str,
+    *,
+    launch: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward_of: str | None = None,
+    any_strides: bool = False,
 ) -> None:
     """Registers an operator that Triton runs.
 
@@ -25,9 +30,12 @@ def operator(
         launch: computes it; its first argument is a tensor.
         fake: makes results of the same shape, strides and dtype.
         backward_of: the operator whose gradient this is; a gradient of it is refused.
+        any_strides: `launch` takes whatever strides the compiler chose. Where it has to give those of eager
+            mode, it computes what several calls share, cosines say, anew for each of them.
     """
     name = schema.split("(")[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    strides = torch.Tag.flexible_layout if any_strides else torch.Tag.needs_exact_strides
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, strides))
     for device in _DEVICES:
         _LIBRARY.impl(name, _on_its_device(launch), device)
     torch.library.register_fake(f"kvshift::{name}", fake, lib=_LIBRARY)
