@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from kvshift.bench.configurations import CONFIGURATIONS
 from kvshift.bench.run import RESULTS, plan_operators, run_bench
 from kvshift.bench.schema import BenchResult
 from kvshift.bench.settings import Settings
+from kvshift.bench.steps import measure_steps
 from kvshift.bench.watch import Watch
 from kvshift.cli import app, main
 from kvshift.errors import UsageError
@@ -109,6 +111,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monk
 
 def test_what_was_measured_is_kept_when_a_bench_is_killed(tmp_path: Path, monkeypatch) -> None:
     def interrupted(*given, **named):
+        yield from islice(measure_steps(*given, **named), 1)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "measure_steps", interrupted)
@@ -116,6 +119,7 @@ def test_what_was_measured_is_kept_when_a_bench_is_killed(tmp_path: Path, monkey
         run_bench(Settings("cpu", quick=True), tmp_path, Watch(), command="test")
     found = BenchResult.model_validate_json((tmp_path / RESULTS).read_text())
     assert found.operators
+    assert [row.arm for row in found.steps] == ["vanilla"]
     assert not found.finished
 
 

@@ -87,7 +87,7 @@ def test_configurations_are_the_papers() -> None:
 
 def test_steps_of_every_arm(quick_compiler) -> None:
     watch = Watch()
-    rows = measure_steps(MICRO, CPU, FLOAT, EFFORT, watch, layers=1)
+    rows = list(measure_steps(MICRO, CPU, FLOAT, EFFORT, watch, layers=1))
     assert [(row.mode, row.arm) for row in rows] == [
         (mode, name) for mode in ("eager", "compiled") for name in NAMES
     ]
@@ -130,7 +130,7 @@ def test_an_arm_that_fails_does_not_stop_the_others() -> None:
 
     arms = (ARMS[0], Arm("broken", broken), ARMS[-1])
     watch = Watch()
-    rows = measure_steps(MICRO, CPU, FLOAT, EFFORT, watch, layers=1, modes=("eager",), arms=arms)
+    rows = list(measure_steps(MICRO, CPU, FLOAT, EFFORT, watch, layers=1, modes=("eager",), arms=arms))
     assert [row.status for row in rows] == ["timed", "failed", "timed"]
     assert rows[1].reason == "RuntimeError: it does not compile"
     assert rows[2].over_vanilla is not None
@@ -142,7 +142,7 @@ def test_when_vanilla_fails_there_are_no_ratios() -> None:
         raise RuntimeError("no")
 
     arms = (Arm(BASELINE, broken), ARMS[-1])
-    rows = measure_steps(MICRO, CPU, FLOAT, EFFORT, Watch(), layers=1, modes=("eager",), arms=arms)
+    rows = list(measure_steps(MICRO, CPU, FLOAT, EFFORT, Watch(), layers=1, modes=("eager",), arms=arms))
     assert rows[1].seconds is not None
     assert rows[1].over_vanilla is None
 
@@ -171,7 +171,7 @@ def test_as_many_layers_as_fit(monkeypatch) -> None:
     assert layers == 0
     assert failure.reason == "ValueError: something else"
     assert len(tried) == 1
-    rows = measure_steps(MICRO, CPU, FLOAT, EFFORT, Watch())
+    rows = list(measure_steps(MICRO, CPU, FLOAT, EFFORT, Watch()))
     assert {row.status for row in rows} == {"failed"}
     assert len(rows) == 2 * len(ARMS)
 
@@ -187,7 +187,7 @@ def test_peak_memory_is_of_one_step(monkeypatch) -> None:
 
 
 def test_memory_in_vanillas() -> None:
-    rows = measure_steps(MICRO, CPU, FLOAT, EFFORT, Watch(), layers=1, modes=("eager",))
+    rows = list(measure_steps(MICRO, CPU, FLOAT, EFFORT, Watch(), layers=1, modes=("eager",)))
     with_memory = [
         row.model_copy(update={"peak_bytes": 100 + place, "over_vanilla": None})
         for place, row in enumerate(rows)
@@ -199,7 +199,7 @@ def test_memory_in_vanillas() -> None:
 def test_decoding_of_every_arm_in_every_way(quick_compiler) -> None:
     watch = Watch()
     effort = dataclasses.replace(DECODING, batches=(1, 2))
-    rows = measure_decoding(MICRO, CPU, FLOAT, effort, watch, layers=1, arms=(ARMS[0], *OURS))
+    rows = list(measure_decoding(MICRO, CPU, FLOAT, effort, watch, layers=1, arms=(ARMS[0], *OURS)))
     expected = [(WAYS[0].name, 1), (WAYS[0].name, 2), (WAYS[1].name, 1), (WAYS[2].name, 1)]
     assert [(row.way, row.batch, row.arm) for row in rows] == [
         (*place, arm.name) for place in expected for arm in (ARMS[0], *OURS)
@@ -248,10 +248,10 @@ def test_decoding_reports_what_fails() -> None:
 
     arms = (ARMS[0], Arm("broken", broken))
     watch = Watch()
-    rows = measure_decoding(MICRO, CPU, FLOAT, DECODING, watch, ways=WAYS[1:2], arms=arms)
+    rows = list(measure_decoding(MICRO, CPU, FLOAT, DECODING, watch, ways=WAYS[1:2], arms=arms))
     assert rows == []  # the batch is too large for that way
     effort = dataclasses.replace(DECODING, batches=(1,))
-    rows = measure_decoding(MICRO, CPU, FLOAT, effort, watch, ways=WAYS[1:2], arms=arms)
+    rows = list(measure_decoding(MICRO, CPU, FLOAT, effort, watch, ways=WAYS[1:2], arms=arms))
     assert [row.status for row in rows] == ["timed", "failed"]
     assert rows[1].seconds is None
     assert watch.traces

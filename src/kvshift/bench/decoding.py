@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -140,22 +140,20 @@ def measure_decoding(
     layers: int | None = None,
     ways: Sequence[Way] = WAYS,
     arms: Sequence[Arm] = ARMS,
-) -> list[DecodingRow]:
-    """Every arm in every way at every batch; an arm that fails has a row that says why."""
+) -> Iterator[DecodingRow]:
+    """Every arm in every way at every batch, when that is done; an arm that fails has a row that says why."""
     arms = [arm for arm in arms if arm.decoded]
     built = min(layers or configuration.layers, configuration.built_layers or configuration.layers)
     length = max(effort.prompt + effort.new, configuration.length)
     vanilla = build(configuration, built, device, dtype, length).eval()
-    rows: list[DecodingRow] = []
     for way, batch in parts_of(ways, effort):
         torch.compiler.reset()  # what another batch compiled counts against this one
         watch.now(f"{configuration.name} {way.name}, batch {batch}")
         tokens = torch.randint(configuration.vocabulary, (batch, effort.prompt), device=device)
         part = _Part(configuration, built, way, Job(tokens, effort.new), effort, watch)
-        rows += part.measure(vanilla, arms)
+        yield from part.measure(vanilla, arms)
         watch.done()
         release_memory()
-    return rows
 
 
 def parts_of(ways: Sequence[Way], effort: Effort) -> list[tuple[Way, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,7 @@ def run_bench(
             parts, units = _PLANS[name](settings, result, watch)
             with watch.section(name, units):
                 for part in parts:
-                    _measure(part, result, watch)
-                    write(result, folder, watch)
+                    _measure(part, result, watch, partial(write, result, folder, watch))
             after_section(name, result)
         result.finished = True
     finally:
@@ -89,7 +88,7 @@ class Part:
     """One shape of an operator, or one model."""
 
     what: str
-    measure: Callable[[], list[Any]]
+    measure: Callable[[], Iterable[Any]]
     rows: list[Any]
     """Where its rows go."""
 
@@ -98,16 +97,21 @@ Plan = tuple[list[Part], int]
 """The parts of a section, and how many units of progress they report."""
 
 
-def _measure(part: Part, result: BenchResult, watch: Watch) -> None:
-    """A part's rows; a note if there are none because it failed or the time is over."""
+def _measure(part: Part, result: BenchResult, watch: Watch, keep: Callable[[], None]) -> None:
+    """A part's rows, each kept as it comes; a note where some are missing, for it failed or time is over."""
     if watch.over:
         result.notes.append(f"Left out, for the time was over: {part.what}.")
         return
-    outcome = attempt(part.measure)
+
+    def run() -> None:
+        for row in part.measure():
+            part.rows.append(row)
+            keep()
+
+    outcome = attempt(run)
     if outcome.failure is not None:
         watch.failed(part.what, outcome.failure)
         result.notes.append(f"Failed: {part.what}: {outcome.failure.reason}")
-    part.rows.extend(outcome.value or [])
 
 
 def plan_operators(settings: Settings) -> list[tuple[Operator, Shape]]:

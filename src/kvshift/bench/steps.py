@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -121,8 +121,8 @@ def measure_steps(
     layers: int | None = None,
     modes: Sequence[Mode] = MODES,
     arms: Sequence[Arm] = ARMS,
-) -> list[StepRow]:
-    """Every arm in every mode; an arm that fails has a row that says why.
+) -> Iterator[StepRow]:
+    """Every arm in every mode, a mode's when it is done; an arm that fails has a row that says why.
 
     Args:
         layers: build at most so many; None: all of the configuration's, or as many as fit.
@@ -133,15 +133,15 @@ def measure_steps(
     if failure is not None:
         watch.failed(f"{configuration.name}", failure)
         watch.done(len(arms) * len(modes))
-        return [_row(configuration, most, mode, arm.name, failure) for mode in modes for arm in arms]
-    rows: list[StepRow] = []
+        for mode in modes:
+            yield from (_row(configuration, most, mode, arm.name, failure) for arm in arms)
+        return
     trainer = Trainer(configuration, fitting, device, dtype)
     for mode in modes:
         torch.compiler.reset()  # what other models and modes compiled counts against these
         trainer.forget_taps()
-        rows += _measure_mode(trainer, mode, arms, effort, watch)
+        yield from _measure_mode(trainer, mode, arms, effort, watch)
         release_memory()
-    return rows
 
 
 def _measure_mode(

@@ -52,7 +52,7 @@ def bench(
 
     Operators against the fewest bytes they must move and against whichever other packages are installed;
     training steps and decoding with and without KV shift, on the same weights and in turns. What is measured
-    is kept after every section. docs/guides/bench.md says what each number means.
+    is kept as it comes. docs/guides/bench.md says what each number means.
 
     Examples:
 

@@ -35,7 +35,7 @@ from kvshift.kernels.rows import (
 )
 
 # What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md); several others are as fast.
-_FORWARD = Tile(rows=16, across=128, warps=8)
+_FORWARD = Tile(rows=4, across=512, warps=4)
 _BACKWARD = Tile(rows=8, across=128, warps=2)
 _MOST_BLOCKS = 32  # of rows that one program of the backward adds up
 

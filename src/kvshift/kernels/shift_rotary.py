@@ -23,8 +23,8 @@ from kvshift.kernels.rows import (
 )
 
 # What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md).
-_FORWARD = Tile(rows=16, across=8, warps=8)
-_BACKWARD = Tile(rows=16, across=2, warps=2)
+_FORWARD = Tile(rows=16, across=2, warps=4)
+_BACKWARD = Tile(rows=8, across=2, warps=2)
 _MOST_NUMBERS = 32  # of a tile in a thread's registers: heads of 256 take more warps
 _MOST_BLOCKS = 16  # of rows that one program of the backward adds up
 
