@@ -110,19 +110,19 @@ def tap_sums(pairs: Sequence[tuple[Tensor, Tensor]], window: int, seams: Seams) 
     """`Σₜ dout[t + j] · x[t]`, the taps' gradient: `(window, channels)`.
 
     Args:
-        pairs: x and dout, `(rows, channels)` each; the result has their channels side by side.
+        pairs: x and dout, `(rows, channels)` all alike; the result has their channels side by side.
     """
     first = pairs[0][0]
-    products = first.new_empty(window, len(first), sum(x.shape[1] for x, _ in pairs))
-    end = 0
-    for x, dout in pairs:
-        begin, end = end, end + x.shape[1]
-        torch.mul(x, dout, out=products[0, :, begin:end])
-        for j in range(1, window):
-            torch.mul(x[:-j], dout[j:], out=products[j, :-j, begin:end])
-    for j, seam in enumerate(seams.predecessors, 1):
-        products[j].index_fill_(0, seam, 0)  # among them the last j rows, which nothing was written to
-    return products.sum(1)
+    width = first.shape[1]
+    sums, products = first.new_empty(window, len(pairs) * width), first.new_empty(first.shape)
+    for i, (x, dout) in enumerate(pairs):
+        of_pair = sums[:, i * width : (i + 1) * width]
+        torch.sum(torch.mul(x, dout, out=products), 0, out=of_pair[0])
+        for j, seam in enumerate(seams.predecessors, 1):
+            torch.mul(x[:-j], dout[j:], out=products[:-j])
+            products.index_fill_(0, seam, 0)  # among them the last j rows, which hold other products
+            torch.sum(products, 0, out=of_pair[j])
+    return sums
 
 
 def taps_of_a_row(weight: Tensor, head_dim: int) -> Tensor:
@@ -135,7 +135,7 @@ def taps_of_a_row(weight: Tensor, head_dim: int) -> Tensor:
 
 def as_taps(sums: Tensor, weight: Tensor) -> Tensor:
     """`(window, heads · head_dim)` in the shape of the taps."""
-    by_channel = sums.unflatten(1, (weight.shape[0], -1))
+    by_channel = sums.view(len(sums), weight.shape[0], -1)
     return (by_channel if weight.dim() == 3 else by_channel.sum(2)).movedim(0, -1)
 
 

@@ -16,7 +16,7 @@ from torch.autograd import Function
 from kvshift.kernels.cpu import Part, Seams, as_taps, find_seams, mix, tap_sums, taps_of_a_row, unmix
 from kvshift.shift import definition
 
-_WIDE = 64
+_WIDE = 32
 """Heads of so many channels take angles as fast by broadcasting as from a table of all heads' angles."""
 
 
@@ -31,6 +31,8 @@ def shift_rotary(
     *,
     interleaved: bool = False,
     starts: Tensor | None = None,
+    k_state: None = None,
+    v_state: None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Raw queries, keys and values in; what attention takes out. `dispatch.py` says when.
 
@@ -39,12 +41,13 @@ def shift_rotary(
     Args:
         q: `(batch, time, q_heads, head_dim)`, not empty, on the CPU.
         k, v: `(batch, time, kv_heads, head_dim)` of the same dtype.
-        k_taps, v_taps: `(kv_heads, window)` or `(kv_heads, head_dim, window)` in that dtype, both of one shape.
-            None: not shifted.
-        cos, sin: `(batch or 1, time, rotary_dim)`, alike for the two channels that turn together; channels from
-            `rotary_dim` on do not turn. No gradient reaches them.
+        k_taps, v_taps: `(kv_heads, window)` or `(kv_heads, head_dim, window)` in that dtype, both of one
+            shape. None: not shifted.
+        cos, sin: `(batch or 1, time, rotary_dim)`, alike for the two channels that turn together; channels
+            from `rotary_dim` on do not turn. No gradient reaches them.
         interleaved: a channel turns with its neighbour, not with the one half a rotation away.
         starts: `(batch, time)` bool, True where a sequence begins.
+        k_state, v_state: it knows none.
 
     Returns:
         Queries, keys and values, shaped and typed like the raw ones: views of one tensor.
@@ -53,8 +56,7 @@ def shift_rotary(
     seams = Seams((), ()) if taps is None else find_seams(k, starts, taps.shape[-1])
     cos, sin = _angles(cos, sin, q.shape[2] + k.shape[2], q.shape[3])
     made = _ShiftRotary.apply(q, k, v, k_taps, v_taps, cos, sin, starts, seams, interleaved)
-    heads, kv_heads = q.shape[2], k.shape[2]
-    q, k, v = made.split((heads, kv_heads, kv_heads), dim=2)
+    q, k, v = made.split_with_sizes((q.shape[2], k.shape[2], k.shape[2]), dim=2)
     return q, k, v
 
 
@@ -168,9 +170,7 @@ def _angles(cos: Tensor, sin: Tensor, heads: int, head_dim: int) -> tuple[Tensor
 @lru_cache(maxsize=1)  # all layers turn by the same angles
 @torch.inference_mode(False)
 @torch.no_grad()
-def _for_all_heads(
-    cos: Tensor, sin: Tensor, versions: tuple[int, int], heads: int
-) -> tuple[Tensor, Tensor]:
+def _for_all_heads(cos: Tensor, sin: Tensor, versions: tuple[int, int], heads: int) -> tuple[Tensor, Tensor]:
     """Tables, as broadcasting narrow heads is slow.
 
     Args:
