@@ -1,8 +1,8 @@
-"""A shifted attention layer as one piece, for GPUs: shift, norm and rotary embedding in one launch.
+"""A shifted attention layer as one piece: shift, norm and rotary embedding in one launch, or CPU function.
 
 Only for families that do nothing else between projecting and attending (`Family.rotary`), and only where the
-kernels can run. Everywhere else the family's own forward runs over shifted projections (`attention.py`), and
-this one is tested against it.
+dispatch knows a path. Everywhere else the family's own forward runs over shifted projections
+(`attention.py`), and this one is tested against it.
 """
 
 from __future__ import annotations
