@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS, rows_of
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -20,20 +21,6 @@ def on_cpu(x: Tensor, taps: Tensor, starts: Tensor | None = None) -> Tensor:
 
 def defined(x: Tensor, taps: Tensor, starts: Tensor | None = None) -> Tensor:
     return definition.shift(x, taps, starts=starts)[0]
-
-
-def rows_of(layout: str, batch: int, time: int, heads: int, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """Rows as projections give them: of their own, out of a fused one, or heads before time."""
-    if layout == "fused":
-        return torch.randn(batch, time, heads + 2, head_dim, dtype=dtype)[:, :, 1:-1]
-    if layout == "grouped":
-        return torch.randn(batch, time, heads, 3, head_dim, dtype=dtype)[:, :, :, 1]
-    if layout == "heads first":
-        return torch.randn(batch, heads, time, head_dim, dtype=dtype).transpose(1, 2)
-    return torch.randn(batch, time, heads, head_dim, dtype=dtype)
-
-
-LAYOUTS = ("own", "fused", "grouped", "heads first")
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
