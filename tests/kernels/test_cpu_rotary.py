@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from transformers.models.cohere import modeling_cohere
 from transformers.models.llama import modeling_llama
 
+from kvshift.kernels import cpu_rotary
 from kvshift.kernels.cpu_rotary import shift_rotary
 from kvshift.shift import definition
 
@@ -162,6 +163,56 @@ def test_gradients_of_both_orders_are_the_numerical_ones() -> None:
     assert gradgradcheck(run, learned)
 
 
+def test_a_gradient_of_what_was_made_of_the_other_counts_once() -> None:
+    """Differentiable gradients are those that are not, also where a tensor comes twice, or makes another."""
+    (q, k, _, taps, _, cos, sin), starts = case()
+
+    def run(q: Tensor, k: Tensor, taps: Tensor) -> Rows:
+        return shift_rotary(q, k, k * k, taps, taps, cos, sin, starts=starts)
+
+    learned = q, k, taps
+    assert gradgradcheck(run, learned)
+    first, again = (
+        torch.autograd.grad(sum(out.pow(3).sum() for out in run(*learned)), learned, create_graph=further)
+        for further in (False, True)
+    )
+    torch.testing.assert_close(again, first)
+
+
+@pytest.mark.parametrize("way", ["is_grads_batched", "torch.vmap"])
+def test_a_batch_of_gradients_is_one_after_the_other(way: str) -> None:
+    (*learned, cos, sin), starts = case()
+    out = torch.cat(shift_rotary(*learned, cos, sin, starts=starts), dim=2)
+    gradients = torch.randn(4, *out.shape, dtype=out.dtype)
+
+    def of(gradient: Tensor, **how: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, learned, gradient, retain_graph=True, **how)
+
+    found = of(gradients, is_grads_batched=True) if way == "is_grads_batched" else torch.vmap(of)(gradients)
+    for mine, exact in zip(found, map(torch.stack, zip(*map(of, gradients), strict=True)), strict=True):
+        torch.testing.assert_close(mine, exact)
+        assert not mine.requires_grad
+
+
+def test_compiled_autograd_gives_the_same_gradients() -> None:
+    """Also for other starts than those it was compiled with."""
+    inputs, starts = case()
+
+    def gradients(starts: Tensor) -> list[Tensor]:
+        total = sum(out.pow(2).sum() for out in shift_rotary(*inputs, starts=starts))
+        for x in inputs[:5]:
+            x.grad = None
+        total.backward()
+        return [x.grad for x in inputs[:5]]
+
+    torch._dynamo.reset()
+    for each in (starts, starts.flip(1), torch.zeros_like(starts)):
+        expected = gradients(each)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            found = gradients(each)
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("learns", range(5))
 def test_what_needs_no_gradient_gets_none(learns: int) -> None:
     inputs, starts = case()
@@ -209,6 +260,8 @@ def test_angles_and_starts_that_changed_are_found_again(head_dim: int) -> None:
     sum(map(torch.sum, shift_rotary(*inputs, starts=starts))).backward()  # nothing of inference mode is kept
     inputs[-1].neg_()
     check()
+    inputs[-1].data.mul_(0.5)  # which its version counter does not count
+    check()
     inputs[-2].neg_()
     starts[0, 2] = True
     check()
@@ -217,6 +270,19 @@ def test_angles_and_starts_that_changed_are_found_again(head_dim: int) -> None:
         check()
         inputs[-1].neg_()
         check()
+
+
+def test_large_tables_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without a table the bits are the same."""
+    inputs, starts = case(dtype=torch.float32)
+    cos, sin = inputs[-2:]
+    with_table = shift_rotary(*inputs, starts=starts)
+    monkeypatch.setattr(cpu_rotary, "_LARGE", 6 * cos.numel())
+    assert cpu_rotary._angles(cos, sin, 6, 6)[0].shape[2] == 6
+    monkeypatch.setattr(cpu_rotary, "_LARGE", 6 * cos.numel() - 1)
+    for made, theirs in zip(cpu_rotary._angles(cos, sin, 6, 6), (cos, sin), strict=True):
+        assert made.data_ptr() == theirs.data_ptr()
+    assert all(map(torch.equal, shift_rotary(*inputs, starts=starts), with_table))
 
 
 def test_two_runs_give_the_same_bits() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from modes import draw
-from tiny_models import TINY, make_shifted
+from tiny_models import TINY, make_shifted, make_vanilla
 from transformers import PreTrainedModel
 
 import kvshift
@@ -73,6 +73,38 @@ def test_a_training_step_is_the_familys_own(name: str, paths: list[str]) -> None
 )
 def test_every_kind_of_shift(shift: kvshift.KVShiftConfig, paths: list[str]) -> None:
     check(make_shifted("llama", shift), paths)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_an_identity_start_runs_as_one_piece_and_keeps_its_bits(
+    name: str, attention: str, paths: list[str]
+) -> None:
+    """Only Triton's rotation rounds otherwise than the library's."""
+    model, tokens = make_vanilla(name), draw(2, 7)
+    model.set_attn_implementation(attention)
+    expected = model(tokens, use_cache=False).logits
+    kvshift.convert(model, init="identity")
+    assert torch.equal(model(tokens, use_cache=False).logits, expected)
+    assert paths == ["cpu"] * LAYERS.get(name, 2)
+
+
+@pytest.mark.parametrize("window", [2, 4])
+@pytest.mark.parametrize("time", [1, 2, 3])
+@pytest.mark.parametrize("documents", ["one", "a token each"])
+def test_documents_shorter_than_the_window(window: int, time: int, documents: str, paths: list[str]) -> None:
+    model, tokens = make_shifted("llama", kvshift.KVShiftConfig(init="paper", window=window)), draw(2, time)
+    positions = (torch.arange(time) if documents == "one" else torch.zeros(time).long()).expand(2, -1)
+
+    def run(backend: str) -> tuple[torch.Tensor, ...]:
+        with dispatch.forced(backend):
+            logits = model(tokens, position_ids=positions, use_cache=False).logits
+        return logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))
+
+    for mine, exact in zip(run("auto"), run("definition"), strict=True):
+        assert (mine - exact).norm() <= 5e-6 * exact.norm()
+    assert paths == ["cpu"] * 2
 
 
 def test_checkpointed_gradients_are_the_same(paths: list[str]) -> None:

@@ -7,14 +7,14 @@ that is. The few rows for which that belongs to another sequence are put back to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from kvshift.kernels.latest import Latest
 from kvshift.shift import definition
 
 
@@ -66,8 +66,12 @@ class _Shift(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, starts, taps = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient will be differentiated, too
-            return *_differentiable_gradients(x, weight, starts, gradient), None, None
+        if is_more_than_one(gradient):
+
+            def shifted(x: Tensor, weight: Tensor) -> Tensor:
+                return definition.shift(x, weight, starts=starts)[0]
+
+            return *gradients_through(shifted, (x, weight), gradient), None, None
         dout = gradient.reshape(-1, taps.shape[1])
         dx, dweight = None, None
         if ctx.needs_input_grad[0]:
@@ -141,20 +145,12 @@ def as_taps(sums: Tensor, weight: Tensor) -> Tensor:
 
 def find_seams(x: Tensor, starts: Tensor | None, window: int) -> Seams:
     """The seams of rows `(batch, time, heads, head_dim)`."""
-    if starts is not None and starts.is_inference():  # changes to it would go unnoticed
-        return _find_seams.__wrapped__(starts, 0, *x.shape[:2], window)
-    return _find_seams(starts, 0 if starts is None else starts._version, *x.shape[:2], window)
+    return _seams((starts,), *x.shape[:2], window)
 
 
-@lru_cache(maxsize=1)  # keys and values of all layers come with the same starts
-@torch.inference_mode(False)
-def _find_seams(starts: Tensor | None, version: int, batch: int, time: int, window: int) -> Seams:
-    """Rows with a beginning among themselves and the j - 1 rows before them.
-
-    Args:
-        version: counts changes to `starts`.
-    """
-    begins = torch.zeros(batch, time, dtype=torch.bool) if starts is None else starts.clone()
+def _find_seams(starts: tuple[Tensor | None], batch: int, time: int, window: int) -> Seams:
+    """Rows with a beginning among themselves and the j - 1 rows before them."""
+    begins = torch.zeros(batch, time, dtype=torch.bool) if starts[0] is None else starts[0].clone()
     begins[:, 0] = True
     broken = begins.view(-1)
     rows = [broken.nonzero().squeeze(1)]
@@ -165,12 +161,34 @@ def _find_seams(starts: Tensor | None, version: int, batch: int, time: int, wind
     return Seams(tuple(rows), tuple(predecessors))
 
 
-def _differentiable_gradients(
-    x: Tensor, weight: Tensor, starts: Tensor | None, gradient: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """By the definition."""
-    shifted, _ = definition.shift(x, weight, starts=starts)
-    wanted = [tensor for tensor in (x, weight) if tensor.requires_grad]
-    found = iter(torch.autograd.grad(shifted, wanted, gradient, create_graph=True))
-    dx, dweight = (next(found) if tensor.requires_grad else None for tensor in (x, weight))
-    return dx, dweight
+_seams = Latest(_find_seams)
+
+
+def is_more_than_one(gradient: Tensor) -> bool:
+    """Whether a backward's gradient will be differentiated, too, or is a batch of them (`vmap`).
+
+    Neither can be written into tensors of our own, as the usual one is.
+    """
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return True
+    if torch.compiler.is_compiling():  # compiled autograd, which does not know the question
+        return False
+    return torch._C._functorch.is_legacy_batchedtensor(gradient)  # as `is_grads_batched` makes them
+
+
+def gradients_through(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `tensors`, where `gradient` is that of `function(*tensors)`.
+
+    Args:
+        function: in operators that PyTorch can differentiate.
+    """
+    further = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views: one tensor may be made of another, or be the same, and its gradient would be counted twice.
+        views = [None if x is None else x.view_as(x) for x in tensors]
+        made = function(*views)
+    wanted = [x for x in views if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(made, wanted, gradient, create_graph=further) if wanted else ())
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in views)

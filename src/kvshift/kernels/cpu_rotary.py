@@ -6,18 +6,31 @@ heads about. Done in ten, it saves a good part of what the shift costs (docs/res
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kvshift.kernels.cpu import Part, Seams, as_taps, find_seams, mix, tap_sums, taps_of_a_row, unmix
+from kvshift.kernels.cpu import (
+    Part,
+    Seams,
+    as_taps,
+    find_seams,
+    gradients_through,
+    is_more_than_one,
+    mix,
+    tap_sums,
+    taps_of_a_row,
+    unmix,
+)
+from kvshift.kernels.latest import Latest
 from kvshift.shift import definition
 
 _WIDE = 32
 """Heads of so many channels take angles as fast by broadcasting as from a table of all heads' angles."""
+_LARGE = 1 << 17
+"""Tables of more numbers are no faster to read, take longer to make, and would be kept when all is done."""
 
 
 def shift_rotary(
@@ -97,9 +110,9 @@ class _ShiftRotary(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         k, v, k_taps, v_taps, cos, sin, starts, k_row, v_row = ctx.saved_tensors
         nothing = (None,) * 5
-        if torch.is_grad_enabled():  # the gradient will be differentiated, too
+        if is_more_than_one(gradient):
             tensors = (k, v, k_taps, v_taps)
-            return *_differentiable_gradients(gradient, tensors, cos, sin, starts, ctx.interleaved), *nothing
+            return *_gradients_by_definition(gradient, tensors, cos, sin, starts, ctx.interleaved), *nothing
         kv_heads = k.shape[2]
         turned, dv_hat = gradient[:, :, :-kv_heads], gradient[:, :, -kv_heads:]
         back = _turned_back(turned, cos, sin, ctx.interleaved)
@@ -160,27 +173,21 @@ def _partners(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 
 def _angles(cos: Tensor, sin: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `(batch, time, heads, rotary_dim)`."""
-    if head_dim >= _WIDE:
+    if head_dim >= _WIDE or heads * cos.numel() > _LARGE:
         return cos.unsqueeze(2), sin.unsqueeze(2)
-    if cos.is_inference() or sin.is_inference():  # changes to them would go unnoticed
-        return _for_all_heads.__wrapped__(cos, sin, (0, 0), heads)
-    return _for_all_heads(cos, sin, (cos._version, sin._version), heads)
+    return _tables((cos, sin), heads)
 
 
-@lru_cache(maxsize=1)  # all layers turn by the same angles
-@torch.inference_mode(False)
-@torch.no_grad()
-def _for_all_heads(cos: Tensor, sin: Tensor, versions: tuple[int, int], heads: int) -> tuple[Tensor, Tensor]:
-    """Tables, as broadcasting narrow heads is slow.
-
-    Args:
-        versions: count changes to `cos` and `sin`.
-    """
-    cos, sin = (x.unsqueeze(2).expand(-1, -1, heads, -1).contiguous() for x in (cos, sin))
+def _for_all_heads(angles: tuple[Tensor, Tensor], heads: int) -> tuple[Tensor, Tensor]:
+    """Tables, as broadcasting narrow heads is slow."""
+    cos, sin = (x.unsqueeze(2).expand(-1, -1, heads, -1).contiguous() for x in angles)
     return cos, sin
 
 
-def _differentiable_gradients(
+_tables = Latest(_for_all_heads)
+
+
+def _gradients_by_definition(
     gradient: Tensor,
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     cos: Tensor,
@@ -188,17 +195,16 @@ def _differentiable_gradients(
     starts: Tensor | None,
     interleaved: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Of queries, by the same formula, and of `tensors`, by the definition."""
-    k, v, k_taps, v_taps = tensors
-    kv_heads = k.shape[2]
+    """Of queries, by the same formula, and of `tensors`."""
     cos, sin = cos[:, :, :1], sin[:, :, :1]
-    k_hat, v_hat, _ = definition.kv_shift(k, v, k_taps, v_taps, starts=starts)
-    made = torch.cat((_turned(k_hat, cos, sin, interleaved), v_hat), dim=2)
-    wanted = [x for x in tensors if x is not None and x.requires_grad]
-    of_kv = gradient[:, :, -2 * kv_heads :]
-    found = iter(torch.autograd.grad(made, wanted, of_kv, create_graph=True) if wanted else ())
-    dq = _turned(gradient[:, :, : -2 * kv_heads], cos, -sin, interleaved)
-    return dq, *(next(found) if x is not None and x.requires_grad else None for x in tensors)
+
+    def made(k: Tensor, v: Tensor, k_taps: Tensor | None, v_taps: Tensor | None) -> Tensor:
+        k_hat, v_hat, _ = definition.kv_shift(k, v, k_taps, v_taps, starts=starts)
+        return torch.cat((_turned(k_hat, cos, sin, interleaved), v_hat), dim=2)
+
+    kv_heads = tensors[0].shape[2]
+    of_q, of_kv = gradient[:, :, : -2 * kv_heads], gradient[:, :, -2 * kv_heads :]
+    return _turned(of_q, cos, -sin, interleaved), *gradients_through(made, tensors, of_kv)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
