@@ -75,15 +75,20 @@ def test_what_cannot_be_shifted_says_why() -> None:
         examine(GPT2Config(add_cross_attention=True))
 
 
-def test_a_leak_makes_it_sick(monkeypatch) -> None:
-    """The checks can fail: here nothing stops a row from reading across the beginning of a sequence."""
-    original = dispatch.shift
+@pytest.mark.parametrize(("backend", "leaking"), [("auto", "shift_rotary"), ("definition", "shift")])
+def test_a_leak_makes_it_sick(monkeypatch, backend, leaking) -> None:
+    """The checks can fail: here nothing stops a row from reading across the beginning of a sequence.
+
+    Neither in layers that run as one piece, nor where the family's own forward runs.
+    """
+    original = getattr(dispatch, leaking)
     monkeypatch.setattr(
         dispatch,
-        "shift",
+        leaking,
         lambda *args, **kwargs: original(*args, **{**kwargs, "starts": None}),
     )
-    found = examine(LlamaConfig())
+    with dispatch.forced(backend):
+        found = examine(LlamaConfig())
     wrong = {check.name for check in found.checks if not check.passed}
     assert not found.healthy
     assert {"packed documents", "padding on the left"} <= wrong

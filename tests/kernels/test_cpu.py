@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS, rows_of
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -20,20 +21,6 @@ def on_cpu(x: Tensor, taps: Tensor, starts: Tensor | None = None) -> Tensor:
 
 def defined(x: Tensor, taps: Tensor, starts: Tensor | None = None) -> Tensor:
     return definition.shift(x, taps, starts=starts)[0]
-
-
-def rows_of(layout: str, batch: int, time: int, heads: int, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """Rows as projections give them: of their own, out of a fused one, or heads before time."""
-    if layout == "fused":
-        return torch.randn(batch, time, heads + 2, head_dim, dtype=dtype)[:, :, 1:-1]
-    if layout == "grouped":
-        return torch.randn(batch, time, heads, 3, head_dim, dtype=dtype)[:, :, :, 1]
-    if layout == "heads first":
-        return torch.randn(batch, heads, time, head_dim, dtype=dtype).transpose(1, 2)
-    return torch.randn(batch, time, heads, head_dim, dtype=dtype)
-
-
-LAYOUTS = ("own", "fused", "grouped", "heads first")
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,6 +85,33 @@ def test_gradients_of_both_orders_are_the_numerical_ones() -> None:
     assert gradgradcheck(lambda x: on_cpu(x, taps.detach(), starts), (x,))
 
 
+def test_a_gradient_of_what_was_made_of_the_other_counts_once() -> None:
+    x, taps, starts = case()
+
+    def run(x: Tensor, taps: Tensor) -> Tensor:
+        return on_cpu(x, taps * x.mean(), starts)
+
+    assert gradgradcheck(run, (x, taps))
+    first = torch.autograd.grad(run(x, taps).pow(3).sum(), (x, taps))
+    again = torch.autograd.grad(run(x, taps).pow(3).sum(), (x, taps), create_graph=True)
+    torch.testing.assert_close(again, first)
+
+
+@pytest.mark.parametrize("way", ["is_grads_batched", "torch.vmap"])
+def test_a_batch_of_gradients_is_one_after_the_other(way: str) -> None:
+    x, taps, starts = case()
+    out = on_cpu(x, taps, starts)
+    gradients = torch.randn(4, *out.shape, dtype=out.dtype)
+
+    def of(gradient: Tensor, **how: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, (x, taps), gradient, retain_graph=True, **how)
+
+    found = of(gradients, is_grads_batched=True) if way == "is_grads_batched" else torch.vmap(of)(gradients)
+    for mine, exact in zip(found, map(torch.stack, zip(*map(of, gradients), strict=True)), strict=True):
+        torch.testing.assert_close(mine, exact)
+        assert not mine.requires_grad
+
+
 @pytest.mark.parametrize("learns", ["rows", "taps"])
 def test_what_needs_no_gradient_gets_none(learns) -> None:
     x, taps, starts = case()
@@ -139,8 +153,9 @@ def test_starts_that_changed_are_found_again() -> None:
         inferred[0, 2] = True
         torch.testing.assert_close(on_cpu(x, taps, inferred), defined(x, taps, inferred))
     on_cpu(x, taps, starts).sum().backward()  # what inference mode found can be kept for a gradient
-    starts[0, 2] = True
-    torch.testing.assert_close(on_cpu(x, taps, starts), defined(x, taps, starts))
+    for write in (starts, starts.numpy()):
+        write[0, 2] = ~write[0, 2]
+        torch.testing.assert_close(on_cpu(x, taps, starts), defined(x, taps, starts))
     assert not torch.equal(on_cpu(x, taps, starts)[1:], on_cpu(x, taps, None)[1:])
     one = x[:1]  # as many numbers, other sequences
     torch.testing.assert_close(on_cpu(one.transpose(0, 1), taps), defined(one.transpose(0, 1), taps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -59,8 +59,8 @@ class Shifted(NamedTuple):
 
 
 @pytest.fixture
-def shifts(monkeypatch) -> list[Shifted]:
-    """Every shift that a model makes from now on, in order."""
+def shifts(monkeypatch) -> Iterator[list[Shifted]]:
+    """Every shift that a model makes from now on, in order; none runs as one piece with what follows."""
     made, original = [], dispatch.shift
 
     def shift(rows: Tensor, taps: Tensor, **options) -> tuple[Tensor, Tensor | None]:
@@ -69,7 +69,8 @@ def shifts(monkeypatch) -> list[Shifted]:
         return out, state
 
     monkeypatch.setattr(dispatch, "shift", shift)
-    return made
+    with dispatch.forced("definition"):
+        yield made
 
 
 @pytest.fixture

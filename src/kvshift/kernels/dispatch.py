@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from kvshift.errors import UsageError
-from kvshift.kernels import cpu
+from kvshift.kernels import cpu, cpu_rotary
 from kvshift.shift import definition
 from kvshift.shift.definition import ShiftState
 
@@ -142,23 +143,45 @@ def next_state(
     return definition.last_rows(torch.cat((state.to(x.dtype), x), dim=1), starts, last, back)
 
 
-def fuses(x: Tensor, taps: Sequence[Tensor], state: Sequence[Tensor], *, keeping_bits: bool = False) -> bool:
-    """Whether rows like `x` can go through `shift_rotary` and `decode`.
+def fused_path(
+    x: Tensor,
+    taps: Sequence[Tensor],
+    state: Sequence[Tensor],
+    *,
+    norms: bool = False,
+    keeping_bits: bool = False,
+) -> str | None:
+    """By which path rows like `x` can go through `shift_rotary`: `triton`, which has `decode` too, or `cpu`.
 
-    Says nothing where they cannot: the shift alone, which runs then, does.
+    None where there is no such path, without a word: the shift alone, which runs then, says why.
 
     Args:
-        keeping_bits: what does not shift is to keep its last bits. A rotation that rounds once changes them,
-            so it is left to the library, unless the kernels were forced. Compiled, the library's own rounds
-            otherwise as well.
+        norms: queries and keys are normed between shift and rotation.
+        keeping_bits: what does not shift is to keep its last bits. Triton's rotation rounds once and changes
+            them, so where it would be taken, the library rotates, unless the kernels were forced. Compiled,
+            the library's own rounds otherwise as well. On a CPU, ours rounds as the library's does.
     """
-    if keeping_bits and _chosen == "auto" and not torch.compiler.is_compiling():
-        return False
     path = FASTEST.get(x.device.type) if _chosen == "auto" else _chosen
+    why_not: Callable[[Tensor, Tensor, Tensor | None], str | None]
+    if path == "triton":
+        if keeping_bits and _chosen == "auto" and not torch.compiler.is_compiling():
+            return None
+        why_not = _why_not_triton
+    elif path == "cpu" and not norms and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        why_not = _why_not_cpu
+    else:
+        return None
     before = [*state, None]
-    return path == "triton" and all(
-        _why_not_triton(x, weight, rows) is None for weight in taps for rows in before
-    )
+    return path if all(why_not(x, weight, rows) is None for weight in taps for rows in before) else None
+
+
+def shift_rotary(path: str, *tensors: Any, **how: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`kvshift.kernels.shift_rotary.shift_rotary` by what `fused_path` returned."""
+    if path == "cpu":
+        return cpu_rotary.shift_rotary(*tensors, **how)
+    from kvshift.kernels.shift_rotary import shift_rotary as launch
+
+    return launch(*tensors, **how)
 
 
 def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) -> str:

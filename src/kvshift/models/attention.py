@@ -49,8 +49,8 @@ class ShiftedAttention:
             raise UsageError("A shifted attention layer needs its batch's boundaries; call the whole model.")
         cache = _cache_among((*args, *kwargs.values()))
         taps = {name: self.kv_shift(f"{name}_weight") for name in "qkv"}
-        if "hidden_states" in kwargs and fused.can_fuse(self, taps, kwargs["hidden_states"], cache):
-            return fused.forward(self, taps, boundaries, **kwargs)
+        if "hidden_states" in kwargs and (path := fused.path_for(self, taps, kwargs["hidden_states"], cache)):
+            return fused.forward(self, path, taps, boundaries, **kwargs)
         before = read_state(cache, self.layer_idx) or ShiftState(None, None)
         raw: dict[str, Tensor | None] = {"k": None, "v": None}
         after: dict[str, Tensor | None] = {"k": None, "v": None}

@@ -1,8 +1,8 @@
-"""A shifted attention layer as one piece, for GPUs: shift, norm and rotary embedding in one launch.
+"""A shifted attention layer as one piece: shift, norm and rotary embedding in one launch, or CPU function.
 
 Only for families that do nothing else between projecting and attending (`Family.rotary`), and only where the
-kernels can run. Everywhere else the family's own forward runs over shifted projections (`attention.py`), and
-this one is tested against it.
+dispatch knows a path. Everywhere else the family's own forward runs over shifted projections
+(`attention.py`), and this one is tested against it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ Taps = dict[str, Tensor | None]
 """Of "q", "k" and "v"; None: not shifted."""
 
 
-def can_fuse(attention: Any, taps: Taps, hidden_states: Tensor, cache: Cache | None) -> bool:
-    """Whether `forward` does what the layer's own forward would do, and can."""
+def path_for(attention: Any, taps: Taps, hidden_states: Tensor, cache: Cache | None) -> str | None:
+    """The dispatch's path by which `forward` does what the layer's own forward would do; None: it cannot."""
     rotary = attention.family.rotary
     if rotary is None or not rotary.applies(attention) or taps["q"] is not None:
-        return False
+        return None
     if rotary.norm is not None and not _has_own_norms(attention):
-        return False
+        return None
     state = read_state(cache, attention.layer_idx) or ()
-    return dispatch.fuses(
+    return dispatch.fused_path(
         hidden_states,
         [each for each in taps.values() if each is not None],
         [rows for rows in state if rows is not None],
+        norms=rotary.norm is not None,
         keeping_bits=attention.kv_shift.config.init == "identity",
     )
 
@@ -52,6 +53,7 @@ def _has_own_norms(attention: Any) -> bool:
 
 def forward(
     attention: Any,
+    path: str,
     taps: Taps,
     boundaries: Boundaries,
     hidden_states: Tensor,
@@ -63,6 +65,7 @@ def forward(
     """As the family's attention layer.
 
     Args:
+        path: as `path_for` found.
         taps: the layer's, under their constraint.
         boundaries: where the batch's sequences begin and end.
     """
@@ -86,12 +89,14 @@ def forward(
         keywords = {"dropout": dropout, "scaling": attention.scaling, **family.rotary.keywords(attention)}
         return function(attention, q, k, v, attention_mask, **keywords, **kwargs)
 
-    if past_key_values is None and attention.recomputes and function is not family.eager_attention:
+    kernels = path == "triton"
+    rebuilds = kernels and attention.recomputes and function is not family.eager_attention
+    if past_key_values is None and rebuilds:
         output, weights = _rebuilding(attend, raw, **how), None
-    elif past_key_values is not None and _can_decode(past_key_values, attention, boundaries, raw):
+    elif kernels and past_key_values is not None and _can_decode(past_key_values, attention, boundaries, raw):
         output, weights = attend(*_decoded(past_key_values.layers[attention.layer_idx], raw, how))
     else:
-        output, weights = attend(*_rotated(past_key_values, attention, boundaries, raw, how))
+        output, weights = attend(*_rotated(path, past_key_values, attention, boundaries, raw, how))
     return attention.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
@@ -108,14 +113,12 @@ def _norms(attention: Any) -> dict[str, Any]:
 
 
 def _rotated(
-    cache: Cache | None, attention: Any, boundaries: Boundaries, raw: Rows, how: dict[str, Any]
+    path: str, cache: Cache | None, attention: Any, boundaries: Boundaries, raw: Rows, how: dict[str, Any]
 ) -> Rows:
     """What attention takes, `(batch, heads, time, head_dim)`; the cache keeps keys, values and raw rows."""
-    from kvshift.kernels.shift_rotary import shift_rotary
-
     index = attention.layer_idx
     before = read_state(cache, index) or ShiftState(None, None)
-    q, k, v = shift_rotary(*raw, **how, k_state=before.k, v_state=before.v)
+    q, k, v = dispatch.shift_rotary(path, *raw, **how, k_state=before.k, v_state=before.v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if cache is None:
         return q, k, v
