@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
 from modes import COMPILED, MODES, draw, error
 from tiny_models import TINY, make_shifted, make_vanilla
-from transformers import PreTrainedModel
+from torch._inductor import config as inductor_config
+from torch._inductor.utils import run_and_get_code
+from transformers import PreTrainedModel, StaticCache
 
 import kvshift
 from kvshift.errors import UsageError
@@ -210,3 +213,20 @@ def test_what_the_operators_do_not_do_goes_the_family_s_own_way(ran: dict[str, i
             layer.self_attn.k_norm = torch.nn.Identity()
         normed(tokens)
     assert ran == {"_rotated": 0, "_decoded": 0}
+
+
+@torch.no_grad()
+def test_compiled_decoding_computes_the_angles_once_for_all_layers() -> None:
+    model, tokens = build("llama"), draw(2, 5)
+    torch._dynamo.reset()
+    with dispatch.forced("triton"), inductor_config.patch(force_disable_caches=True):
+        cache = StaticCache(config=model.config, max_cache_len=8)
+        model(tokens, past_key_values=cache, use_cache=True)
+        step = torch.compile(model, fullgraph=True, dynamic=False)
+        position = torch.full((2, 1), 5)
+        _, code = run_and_get_code(step, tokens[:, :1], position_ids=position, past_key_values=cache)
+    angles = re.findall(
+        r"kvshift\.decode\.default\(.*?(buf\d+), (buf\d+), reinterpret_tensor\(\w+, \(1, \)", code[0]
+    )
+    assert len(angles) == 2
+    assert angles[0] == angles[1]
