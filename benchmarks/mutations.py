@@ -7,7 +7,9 @@ docs/results/mutations.md; exit code 1 if a mutation survives.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +37,10 @@ class Mutation:
     new: tuple[str, ...]
     tests: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.trap}: {self.what}"
+
     def fits(self, source: str) -> bool:
         """Whether each `old` is there, once."""
         return all(source.count(old) == 1 for old in self.old)
@@ -49,7 +56,7 @@ def listed(part: str) -> list[Mutation]:
     with LIST.open("rb") as file:
         entries = tomllib.load(file)["mutation"]
     mutations = [Mutation(**{name: _read(name, value) for name, value in entry.items()}) for entry in entries]
-    return [m for m in mutations if part in f"{m.trap}: {m.what}"]
+    return [m for m in mutations if part in m.name]
 
 
 def _read(name: str, value: str | list[str]) -> str | tuple[str, ...]:
@@ -82,45 +89,80 @@ def run(mutation: Mutation, place: Path) -> tuple[str, float]:
     return (failed[1] if failed else "") if ended.returncode else "", time.monotonic() - began
 
 
+def copied(folder: Path) -> Path:
+    """A place of its own for what a mutation needs."""
+    folder.mkdir()
+    for name in ("src", "tests", "pyproject.toml"):
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copy(source, folder)
+    return folder
+
+
+def run_all(mutations: list[Mutation], jobs: int, keep: Path | None) -> dict[str, str]:
+    """The first test that noticed each; so many run beside each other, in places of their own.
+
+    Args:
+        keep: a file of what is known, read at first and written as more becomes known.
+    """
+    known: dict[str, str] = json.loads(keep.read_text()) if keep and keep.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="kvshift-mutations-") as folder:
+        places: queue.Queue[Path] = queue.Queue()
+        for job in range(jobs):
+            places.put(copied(Path(folder) / str(job)))
+
+        def in_a_place(mutation: Mutation) -> tuple[str, float]:
+            place = places.get()
+            try:
+                return run(mutation, place)
+            finally:
+                places.put(place)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            missing = [mutation for mutation in mutations if mutation.name not in known]
+            running = {pool.submit(in_a_place, mutation): mutation for mutation in missing}
+            for done in as_completed(running):
+                (test, seconds), name = done.result(), running[done].name
+                print(f"{'noticed' if test else 'SURVIVED':9} {seconds:4.0f} s  {name}", flush=True)
+                known[name] = test
+                if keep:
+                    keep.write_text(json.dumps(known))
+    return known
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of a mutation's trap or description")
     parser.add_argument("--list", action="store_true", help="check that every mutation fits, run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="mutations beside each other, a copy each")
+    parser.add_argument("--keep", type=Path, help="a file of what is done, to go on from if interrupted")
     chosen = parser.parse_args()
     wanted = listed(chosen.only)
     if chosen.list:
         for mutation in wanted:
             source = (ROOT / "src" / "kvshift" / mutation.file).read_text(encoding="utf-8")
-            print(f"{'fits' if mutation.fits(source) else 'DOES NOT':8} {mutation.trap}: {mutation.what}")
+            print(f"{'fits' if mutation.fits(source) else 'DOES NOT':8} {mutation.name}")
         return 0
-    rows, survivors = [], 0
-    with tempfile.TemporaryDirectory(prefix="kvshift-mutations-") as folder:
-        place = Path(folder)
-        for name in ("src", "tests", "pyproject.toml"):
-            source = ROOT / name
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, place / name, ignore=ignore) if source.is_dir() else shutil.copy(
-                source, place
-            )
-        for mutation in wanted:
-            test, seconds = run(mutation, place)
-            survivors += not test
-            print(
-                f"{'noticed' if test else 'SURVIVED':9} {seconds:4.0f} s  {mutation.trap}: {mutation.what}",
-                flush=True,
-            )
-            noticed = f"`{test.removeprefix('tests/')}`" if test else "**survived**"
-            rows.append(f"| {mutation.trap} | {mutation.what} | `{mutation.file}` | {noticed} |")
+    found = run_all(wanted, chosen.jobs, chosen.keep)
+    noticed = sum(bool(found[mutation.name]) for mutation in wanted)
     if not chosen.only:
+        rows = []
+        for mutation in wanted:
+            test = found[mutation.name]
+            by = f"`{test.removeprefix('tests/')}`" if test else "**survived**"
+            rows.append(f"| {mutation.trap} | {mutation.what} | `{mutation.file}` | {by} |")
         PAGE.write_text(
             "# Mutations\n\nParts of the code switched off, one by one, by `python benchmarks/mutations.py`, "
-            f"and the first test that noticed. {len(rows) - survivors} of {len(rows)} were noticed.\n\n"
+            f"and the first test that noticed. {noticed} of {len(wanted)} were noticed.\n\n"
             "| trap | what was switched off | file | first test that failed |\n| --- | --- | --- | --- |\n"
             + "\n".join(rows) + "\n",
             encoding="utf-8",
         )  # fmt: skip
-    print(f"{len(rows) - survivors} of {len(rows)} noticed")
-    return 1 if survivors else 0
+    print(f"{noticed} of {len(wanted)} noticed")
+    return 0 if noticed == len(wanted) else 1
 
 
 if __name__ == "__main__":

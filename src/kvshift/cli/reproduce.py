@@ -33,6 +33,12 @@ def reproduce(
             "than once. Default: Python's standard library."
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            help="Runs beside each other, each with its share of the cores and, of several GPUs, on one."
+        ),
+    ] = 1,
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html: every experiment that is done in the folder.")
     ] = False,
@@ -74,6 +80,7 @@ def reproduce(
         out,
         lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
         text or (),
+        jobs=jobs,
     )
     _show(outcomes, console)
     if report:

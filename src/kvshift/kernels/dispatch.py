@@ -136,10 +136,12 @@ def next_state(
     x: Tensor, back: int, starts: Tensor | None, state: Tensor | None, last: Tensor | None
 ) -> Tensor:
     """What `definition.shift` returns as state, without a copy of all of `x`."""
+    if last is None and x.shape[1] >= back:  # nothing before the last rows can matter
+        x, starts = x[:, -back:], None if starts is None else starts[:, -back:]
+        if starts is None:
+            return x
     if state is None:
         state = x.new_zeros(x.shape[0], back, *x.shape[2:])
-    if last is None and x.shape[1] > back:  # nothing before the last rows can matter
-        x, starts = x[:, -back:], None if starts is None else starts[:, -back:]
     return definition.last_rows(torch.cat((state.to(x.dtype), x), dim=1), starts, last, back)
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from kvshift import __version__
 from kvshift.durations import format_duration
 from kvshift.errors import UsageError
 from kvshift.files import write_atomically
 from kvshift.inspection.picture import check_drawable
-from kvshift.paper.experiment import Experiment, Judgement, Run, Scale
+from kvshift.paper.experiment import Experiment, Judgement, Scale
 from kvshift.paper.experiments import EXPERIMENTS
-from kvshift.paper.place import Place, Say, Texts
+from kvshift.paper.measure import measured
+from kvshift.paper.place import Say, Texts
 from kvshift.paper.records import ResultsFolder, RunRecord
+from kvshift.paper.workers import Task, measured_beside
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,13 @@ def check_hardware(experiments: Sequence[Experiment], scale: Scale) -> None:
 
 
 def reproduce(
-    experiments: Sequence[Experiment], scale: Scale, out: Path, say: Say, sources: Sequence[str] = ()
+    experiments: Sequence[Experiment],
+    scale: Scale,
+    out: Path,
+    say: Say,
+    sources: Sequence[str] = (),
+    *,
+    jobs: int = 1,
 ) -> list[Outcome]:
     """Does every run that `out` has no record of, then judges and draws each experiment from its records.
 
@@ -71,12 +77,16 @@ def reproduce(
         out: a new folder, or one that holds results at this scale; interrupted ones go on.
         say: takes a line for people about what goes on.
         sources: the text of the experiments with language models; none: Python's standard library.
+        jobs: runs beside each other, from 1; see `workers`. With one they run in this process.
 
     Raises:
-        UsageError: matplotlib or a GPU is missing.
+        UsageError: matplotlib or a GPU is missing, or there are no jobs.
+        RunsFailedError: a process of a run ended without a word.
         DataError: the text is not there.
         OutputError: `out` cannot be used; see `ResultsFolder`.
     """
+    if jobs < 1:
+        raise UsageError(f"--jobs is {jobs}; expected 1 or more.")
     check_hardware(experiments, scale)
     check_drawable()
     folder = ResultsFolder(out, scale)
@@ -88,8 +98,13 @@ def reproduce(
         known = [folder.read(experiment) for experiment in experiments]  # refused before anything long
         if any(_needs_text(*each, scale) for each in zip(experiments, known, strict=True)):
             texts.check()
-        for experiment, records in zip(experiments, known, strict=True):
-            _run_missing(experiment, folder, records, texts, say)
+        missing = [
+            Task(experiment, run)
+            for experiment, records in zip(experiments, known, strict=True)
+            for run in experiment.runs[scale]
+            if run.name not in records
+        ]
+        _run_missing(missing, folder, texts, say, jobs)
         return [finish(experiment, folder) for experiment in experiments]
 
 
@@ -120,25 +135,70 @@ def _needs_text(experiment: Experiment, records: dict[str, RunRecord], scale: Sc
     return any("text" in run.settings and run.name not in records for run in experiment.runs[scale])
 
 
-def _run_missing(
-    experiment: Experiment, folder: ResultsFolder, records: dict[str, RunRecord], texts: Texts, say: Say
-) -> None:
-    missing = [run for run in experiment.runs[folder.scale] if run.name not in records]
-    began, measured = time.monotonic(), 0
-    for number, run in enumerate(missing, start=1):
-        record = _of_another(experiment, run, folder)
-        said = "as recorded by another experiment"
-        if record is None:
-            record = _measured(experiment, run, folder, texts)
-            measured += 1
-            left = (time.monotonic() - began) / measured * (len(missing) - number)
-            said = f"{record.seconds:.1f} s" + (f", about {format_duration(left)} left" if left else "")
-        folder.append(experiment, record)
-        say(f"{experiment.name}: run {number} of {len(missing)}, {run.name}, {said}")
+def _run_missing(missing: Sequence[Task], folder: ResultsFolder, texts: Texts, say: Say, jobs: int) -> None:
+    """Records each; a run that several experiments share is done once."""
+    progress = _Progress(missing, folder, say)
+    to_do: list[Task] = []
+    later: list[Task] = []
+    for task in missing:
+        if any(_are_one(task, other) for other in to_do):
+            later.append(task)
+        elif (record := _of_another(task, folder)) is not None:
+            progress.shared(task, record)
+        else:
+            to_do.append(task)
+    for left, (task, record) in zip(
+        range(len(to_do) - 1, -1, -1), _each_measured(to_do, folder, texts, jobs), strict=True
+    ):
+        progress.measured(task, record, left)
+    for task in later:
+        shared = _of_another(task, folder)
+        assert shared is not None  # it was among those done
+        progress.shared(task, shared)
 
 
-def _of_another(experiment: Experiment, run: Run, folder: ResultsFolder) -> RunRecord | None:
-    """The record of the same run, if another experiment has done it: arms are shared."""
+def _each_measured(
+    tasks: Sequence[Task], folder: ResultsFolder, texts: Texts, jobs: int
+) -> Iterator[tuple[Task, RunRecord]]:
+    if jobs > 1 and len(tasks) > 1:
+        yield from measured_beside(tasks, folder, texts, min(jobs, len(tasks)))
+    else:
+        yield from ((task, measured(*task, folder, texts)) for task in tasks)
+
+
+class _Progress:
+    """Records runs and says how far their experiment is."""
+
+    def __init__(self, missing: Sequence[Task], folder: ResultsFolder, say: Say) -> None:
+        self.folder, self.say = folder, say
+        self.total = Counter(task.experiment.name for task in missing)
+        self.done: Counter[str] = Counter()
+        self.began, self.count = time.monotonic(), 0
+
+    def measured(self, task: Task, record: RunRecord, left: int) -> None:
+        self.count += 1
+        seconds = (time.monotonic() - self.began) / self.count * left
+        said = f", about {format_duration(seconds)} left" if seconds else ""
+        self._recorded(task, record, f"{record.seconds:.1f} s{said}")
+
+    def shared(self, task: Task, record: RunRecord) -> None:
+        self._recorded(task, record, "as recorded by another experiment")
+
+    def _recorded(self, task: Task, record: RunRecord, said: str) -> None:
+        name = task.experiment.name
+        self.folder.append(task.experiment, record)
+        self.done[name] += 1
+        self.say(f"{name}: run {self.done[name]} of {self.total[name]}, {task.run.name}, {said}")
+
+
+def _are_one(task: Task, other: Task) -> bool:
+    """Whether two experiments share a run: arms of comparisons."""
+    return task.experiment.measure is other.experiment.measure and task.run.settings == other.run.settings
+
+
+def _of_another(task: Task, folder: ResultsFolder) -> RunRecord | None:
+    """The record of the same run, if another experiment has done it."""
+    experiment, run = task
     for other in EXPERIMENTS.values():
         if other.name != experiment.name and other.measure is experiment.measure:
             for record in folder.read_or_nothing(other).values():
@@ -146,23 +206,6 @@ def _of_another(experiment: Experiment, run: Run, folder: ResultsFolder) -> RunR
                     own = {"experiment": experiment.name, "version": experiment.version, "run": run.name}
                     return record.model_copy(update=own)
     return None
-
-
-def _measured(experiment: Experiment, run: Run, folder: ResultsFolder, texts: Texts) -> RunRecord:
-    started, clock = datetime.now(UTC), time.monotonic()
-    measured = experiment.measure(run.settings, Place(folder.run_folder(experiment, run), texts))
-    on_gpu = folder.scale == "gpu" and experiment.uses_gpu
-    return RunRecord(
-        experiment=experiment.name,
-        version=experiment.version,
-        run=run.name,
-        settings=run.settings,
-        measured=measured,
-        started=started.isoformat(timespec="seconds"),
-        seconds=time.monotonic() - clock,
-        device=torch.cuda.get_device_name() if on_gpu else f"CPU, threads: {torch.get_num_threads()}",
-        versions={"kvshift": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    )
 
 
 def _undecided(judgement: Judgement) -> Judgement:
