@@ -13,6 +13,7 @@ from kvshift.kernels import dispatch
 from kvshift.shift import definition
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from kvshift.kernels import shift_alone
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,6 +89,31 @@ def test_what_the_kernels_cannot_do_is_refused_if_they_were_asked_for_and_said_o
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         dispatch.shift(x, taps.to(device), state=before)
+
+
+def test_where_nothing_can_be_launched_the_definition_runs_and_the_reason_is_said_once(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*given, **named):
+        raise RuntimeError("Failed to find C compiler.")
+
+    x, taps = torch.randn(1, 5, 2, 8, device=device), torch.randn(2, 2, device=device)
+    monkeypatch.setattr(shift_alone, "shift", no_compiler)
+    monkeypatch.setitem(dispatch.FASTEST, device, "triton")
+    for known in (dispatch._failure_of_a_launch, dispatch._warn):
+        known.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"slower: a first launch failed \(RuntimeError: Failed to find"):
+            found, _ = dispatch.shift(x, taps)
+        assert torch.equal(found, definition.shift(x, taps)[0])
+        assert dispatch.fused_path(x, [taps], []) is None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            dispatch.shift(x, taps)
+        with pytest.raises(UsageError, match="Failed to find C compiler"):
+            dispatch.shift(x, taps, backend="triton")
+    finally:
+        dispatch._failure_of_a_launch.cache_clear()
 
 
 def test_inside_a_transform_of_torch_func_the_kernels_are_refused(device: str) -> None:

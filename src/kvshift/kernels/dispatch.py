@@ -25,8 +25,9 @@ _chosen = os.environ.get(VARIABLE, "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs kernels on the CPU, slowly: for tests."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-FASTEST = {"cpu": "cpu", "cuda": "triton"}
-"""What `auto` takes, by device; the definition elsewhere."""
+FASTEST = {"cpu": "cpu", "cuda": "triton" if torch.version.hip is None else "definition"}
+"""What `auto` takes, by device; the definition elsewhere. On AMD's GPUs, which torch calls cuda as well,
+nobody has run the kernels."""
 _MOST_ROWS = 1024  # that a block reads past the end
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -240,6 +241,23 @@ def _why_not_triton(x: Tensor, weight: Tensor, state: Tensor | None) -> str | No
         return "no gradient would reach the state"
     if torch._C._are_functorch_transforms_active():  # which the compiler can answer, too
         return "transforms of torch.func do not know its kernels"
+    # The compiler's own code needs what a launch needs.
+    return None if torch.compiler.is_compiling() else _failure_of_a_launch(x.device, x.dtype)
+
+
+@cache
+@torch.no_grad()
+def _failure_of_a_launch(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why kernels cannot be launched there, as half a sentence: no C compiler, say, or too old a GPU."""
+    from kvshift.kernels.shift_alone import shift as launch
+
+    try:
+        launch(torch.ones(1, 2, 1, 8, device=device, dtype=dtype), torch.ones(1, 2, device=device))
+    except torch.OutOfMemoryError:  # says nothing of the kernels, and must not be remembered
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"a first launch failed ({reason[:200]})"
     return None
 
 
