@@ -127,8 +127,10 @@ def test_gated_taps_sum_to_one_and_start_as_the_papers_draw() -> None:
 @pytest.mark.parametrize("constraint", ["free", "clamp", "gate"])
 def test_called_as_a_module_it_gives_its_taps(constraint) -> None:
     module = made(init="paper", constraint=constraint, shift_values=False)
-    assert torch.equal(module("k_weight"), module.taps("k_weight"))
-    assert module("v_weight") is None
+    taps = module()
+    assert taps.keys() == {"q", "k", "v"}
+    assert torch.equal(taps["k"], module.taps("k_weight"))
+    assert taps["v"] is taps["q"] is None
 
 
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "float"])
@@ -161,7 +163,7 @@ def test_autocast_leaves_the_taps_float32() -> None:
     module = made(init="paper")
     k = torch.randn(1, 6, 8, 5).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        k_hat = shift(k, module("k_weight"))[0]
+        k_hat = shift(k, module()["k"])[0]
     assert k_hat.dtype == torch.bfloat16
     assert module.taps("k_weight").dtype == torch.float32
     assert torch.equal(k_hat, shift(k.float(), module.k_weight)[0].bfloat16())

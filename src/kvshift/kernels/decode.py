@@ -23,6 +23,7 @@ from kvshift.kernels.rows import (
     check_pairs,
     head_offsets,
     inner_contiguous,
+    next_power_of_2,
     or_any,
     strides,
     unbroken,
@@ -179,7 +180,7 @@ def _launch(
             INTERLEAVED=interleaved,
             WINDOW=2 if taps is None else taps.shape[-1], PER_CHANNEL=taps is not None and taps.dim() == 3,
             STARTS=starts is not None, ROTARY=cos.shape[-1],
-            ROWS=triton.next_power_of_2(time), PAIRS=triton.next_power_of_2(head_dim // 2), num_warps=_WARPS,
+            ROWS=next_power_of_2(time), PAIRS=next_power_of_2(head_dim // 2), num_warps=_WARPS,
         )  # fmt: skip
     return q_out
 

@@ -174,8 +174,8 @@ def fused_path(
         why_not = _why_not_cpu
     else:
         return None
-    before = [*state, None]
-    return path if all(why_not(x, weight, rows) is None for weight in taps for rows in before) else None
+    each = [(weight, None) for weight in taps] + [(weight, rows) for weight in taps[:1] for rows in state]
+    return path if all(why_not(x, weight, rows) is None for weight, rows in each) else None
 
 
 def shift_rotary(path: str, *tensors: Any, **how: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -140,6 +140,16 @@ def as_bytes(starts: Tensor | None, otherwise: Tensor) -> Tensor:
     return otherwise if starts is None else starts.view(torch.uint8)
 
 
+def ceil_div(count: int, size: int) -> int:
+    """As `triton.cdiv`, which takes microseconds outside a kernel: here a step of decoding waits for it."""
+    return -(-count // size)
+
+
+def next_power_of_2(count: int) -> int:
+    """As `triton.next_power_of_2`, from 1."""
+    return 1 << (count - 1).bit_length()
+
+
 def blocks_a_program(blocks: int, beside: int, most: int) -> int:
     """How many of `blocks` one program takes where `beside` times as many programs run, at most `most`."""
     return max(1, min(most, blocks * beside // ENOUGH_PROGRAMS))

@@ -22,6 +22,7 @@ from kvshift.kernels.rows import (
     as_bytes,
     before,
     blocks_a_program,
+    ceil_div,
     channel_offsets,
     inner_contiguous,
     kept_if,
@@ -167,8 +168,8 @@ def _launch(
     if x.numel():
         batch, time, heads, head_dim = x.shape
         rows, channels = batch * time, heads * head_dim
-        columns = triton.cdiv(channels, _FORWARD.across)
-        grid = (triton.cdiv(rows, _FORWARD.rows), columns, 1 if y is None else 2)
+        columns = ceil_div(channels, _FORWARD.across)
+        grid = (ceil_div(rows, _FORWARD.rows), columns, 1 if y is None else 2)
         other = or_any(y, x)
         _forward_kernel[grid](
             x, other,
@@ -205,9 +206,9 @@ def _launch_backward(
         return dx, dx_taps.zero_(), dy, dy_taps.zero_()
     batch, time, heads, head_dim = x.shape
     rows, channels, window = batch * time, heads * head_dim, x_taps.shape[-1]
-    tensors, columns = 1 if y is None else 2, triton.cdiv(channels, _BACKWARD.across)
-    blocks = blocks_a_program(triton.cdiv(rows, _BACKWARD.rows), tensors * columns, _MOST_BLOCKS)
-    programs = triton.cdiv(rows, _BACKWARD.rows * blocks)
+    tensors, columns = 1 if y is None else 2, ceil_div(channels, _BACKWARD.across)
+    blocks = blocks_a_program(ceil_div(rows, _BACKWARD.rows), tensors * columns, _MOST_BLOCKS)
+    programs = ceil_div(rows, _BACKWARD.rows * blocks)
     sums = x_taps.new_empty(tensors, programs, window, heads, head_dim)
     other, dother_out = or_any(y, x), or_any(dy_out, dx_out)
     _backward_kernel[programs, columns, tensors](

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from kvshift.kernels.registry import differentiable, operator
@@ -16,8 +15,10 @@ from kvshift.kernels.rows import (
     angle_strides,
     as_bytes,
     blocks_a_program,
+    ceil_div,
     check_pairs,
     inner_contiguous,
+    next_power_of_2,
     or_any,
     strides,
 )
@@ -43,7 +44,7 @@ def _constants(
 ) -> dict[str, Any]:
     """What a kernel is compiled for."""
     taps = v_taps if k_taps is None else k_taps
-    pairs = triton.next_power_of_2(k.shape[-1] // 2)
+    pairs = next_power_of_2(k.shape[-1] // 2)
     return {
         "SHIFT_K": k_taps is not None,
         "SHIFT_V": v_taps is not None,
@@ -63,7 +64,7 @@ def _constants(
 
 def _slots(tile: Tile, q_heads: int, kv_heads: int) -> int:
     """How many groups of heads there are of queries, keys and values."""
-    return triton.cdiv(q_heads, tile.across) + 2 * triton.cdiv(kv_heads, tile.across)
+    return ceil_div(q_heads, tile.across) + 2 * ceil_div(kv_heads, tile.across)
 
 
 def _launch(
@@ -86,7 +87,7 @@ def _launch(
     batch, time, kv_heads, head_dim = k.shape
     rows, q_heads = batch * time, q.shape[2]
     if rows:
-        forward_kernel[triton.cdiv(rows, _FORWARD.rows), _slots(_FORWARD, q_heads, kv_heads)](
+        forward_kernel[ceil_div(rows, _FORWARD.rows), _slots(_FORWARD, q_heads, kv_heads)](
             q, k, v,
             or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
@@ -129,15 +130,15 @@ def _launch_backward(
     batch, time, kv_heads, head_dim = k.shape
     rows, q_heads = batch * time, dq_out.shape[2]
     slots = _slots(_BACKWARD, q_heads, kv_heads)
-    blocks = blocks_a_program(triton.cdiv(rows, _BACKWARD.rows), slots, _MOST_BLOCKS)
-    programs = triton.cdiv(rows, _BACKWARD.rows * blocks)
+    blocks = blocks_a_program(ceil_div(rows, _BACKWARD.rows), slots, _MOST_BLOCKS)
+    programs = ceil_div(rows, _BACKWARD.rows * blocks)
 
     def sums(wanted: bool, *shape: int) -> Tensor:
         return k.new_empty(programs, *shape, head_dim, dtype=torch.float32) if wanted else k.new_empty(0)
 
     k_sums = sums(k_taps is not None, constants["WINDOW"], kv_heads)
     v_sums = sums(v_taps is not None, constants["WINDOW"], kv_heads)
-    q_norm_sums = sums(q_norm is not None, triton.cdiv(q_heads, _BACKWARD.across))
+    q_norm_sums = sums(q_norm is not None, ceil_div(q_heads, _BACKWARD.across))
     k_norm_sums = sums(k_norm is not None, kv_heads)
     if rows:
         backward_kernel[programs, slots](

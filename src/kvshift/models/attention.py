@@ -48,7 +48,7 @@ class ShiftedAttention:
         if boundaries is None:
             raise UsageError("A shifted attention layer needs its batch's boundaries; call the whole model.")
         cache = _cache_among((*args, *kwargs.values()))
-        taps = {name: self.kv_shift(f"{name}_weight") for name in "qkv"}
+        taps = self.kv_shift()
         if "hidden_states" in kwargs and (path := fused.path_for(self, taps, kwargs["hidden_states"], cache)):
             return fused.forward(self, path, taps, boundaries, **kwargs)
         before = read_state(cache, self.layer_idx) or ShiftState(None, None)

@@ -65,9 +65,9 @@ class KVShift(nn.Module):
         current = torch.sigmoid(parameter)
         return torch.cat((current, 1 - current), dim=-1)
 
-    def forward(self, name: str) -> Tensor | None:
-        """As `taps`, by a call that offloading and sharding can hook onto: what models use."""
-        return self.taps(name)
+    def forward(self) -> dict[str, Tensor | None]:
+        """All taps, by a call that offloading and sharding can hook onto: what models use."""
+        return {name: self.taps(f"{name}_weight") for name in "qkv"}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def at_least_float32(tensor: Tensor) -> Tensor:
