@@ -124,12 +124,15 @@ def run_all(mutations: list[Mutation], jobs: int, keep: Path | None) -> dict[str
         with ThreadPoolExecutor(jobs) as pool:
             missing = [mutation for mutation in mutations if mutation.name not in known]
             running = {pool.submit(in_a_place, mutation): mutation for mutation in missing}
-            for done in as_completed(running):
-                (test, seconds), name = done.result(), running[done].name
-                print(f"{'noticed' if test else 'SURVIVED':9} {seconds:4.0f} s  {name}", flush=True)
-                known[name] = test
-                if keep:
-                    keep.write_text(json.dumps(known))
+            try:
+                for done in as_completed(running):
+                    (test, seconds), name = done.result(), running[done].name
+                    print(f"{'noticed' if test else 'SURVIVED':9} {seconds:4.0f} s  {name}", flush=True)
+                    known[name] = test
+                    if keep:
+                        keep.write_text(json.dumps(known))
+            finally:
+                pool.shutdown(cancel_futures=True)
     return known
 
 

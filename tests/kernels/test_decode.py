@@ -116,6 +116,25 @@ def test_calls_one_after_the_other_are_the_whole_sequence(
         assert cache[:, :, 2 + time :].isnan().all()
 
 
+@pytest.mark.parametrize("begins", [[0, 1, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]])
+def test_a_document_that_ended_leaves_nothing_in_the_state(device: str, begins: list[int]) -> None:
+    k, v = (torch.randn(1, 3, 2, 32, device=device) for _ in range(2))
+    taps = [torch.randn(2, 4, device=device) for _ in range(2)]
+    angle = angles(1, 3, 32, interleaved=False, device=device)
+    starts = torch.tensor([begins], dtype=torch.bool, device=device)
+    states = [torch.randn(1, 3, 2, 32, device=device) for _ in range(2)]
+    right = [
+        definition(x, each, starts=starts, state=state)[1]
+        for x, each, state in zip((k, v), taps, states, strict=True)
+    ]
+    caches = [torch.zeros(1, 2, LENGTH, 32, device=device) for _ in range(2)]
+    decode(
+        k, k, v, *taps, angle.cos(), angle.sin(), place=torch.tensor([0], device=device), k_state=states[0],
+        v_state=states[1], k_cache=caches[0], v_cache=caches[1], starts=starts,
+    )  # fmt: skip
+    assert all(map(torch.equal, states, right))
+
+
 def example(device: str, time: int = 1) -> list:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, time, heads, 32, device=device) for heads in (4, 2, 2))
