@@ -137,7 +137,7 @@ def _needs_text(experiment: Experiment, records: dict[str, RunRecord], scale: Sc
 
 def _run_missing(missing: Sequence[Task], folder: ResultsFolder, texts: Texts, say: Say, jobs: int) -> None:
     """Records each; a run that several experiments share is done once."""
-    progress = _Progress(missing, folder, say)
+    progress = _Progress(missing, folder, say, jobs)
     to_do: list[Task] = []
     later: list[Task] = []
     for task in missing:
@@ -169,15 +169,16 @@ def _each_measured(
 class _Progress:
     """Records runs and says how far their experiment is."""
 
-    def __init__(self, missing: Sequence[Task], folder: ResultsFolder, say: Say) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, missing: Sequence[Task], folder: ResultsFolder, say: Say, jobs: int) -> None:
+        self.folder, self.say, self.jobs = folder, say, jobs
         self.total = Counter(task.experiment.name for task in missing)
         self.done: Counter[str] = Counter()
         self.began, self.count = time.monotonic(), 0
 
     def measured(self, task: Task, record: RunRecord, left: int) -> None:
         self.count += 1
-        seconds = (time.monotonic() - self.began) / self.count * left
+        # When the first is done, those beside it nearly are.
+        seconds = (time.monotonic() - self.began) / max(self.count, self.jobs) * left
         said = f", about {format_duration(seconds)} left" if seconds else ""
         self._recorded(task, record, f"{record.seconds:.1f} s{said}")
 
