@@ -112,6 +112,7 @@ def _measure(part: Part, result: BenchResult, watch: Watch, keep: Callable[[], N
     if outcome.failure is not None:
         watch.failed(part.what, outcome.failure)
         result.notes.append(f"Failed: {part.what}: {outcome.failure.reason}")
+        keep()
 
 
 def plan_operators(settings: Settings) -> list[tuple[Operator, Shape]]:
