@@ -17,6 +17,7 @@ from kvshift.paper.experiments import EXPERIMENTS
 from kvshift.paper.measure import measured
 from kvshift.paper.place import Texts
 from kvshift.paper.records import ResultsFolder, RunRecord
+from kvshift.training.cores import usable_cores
 
 
 class Task(NamedTuple):
@@ -74,13 +75,11 @@ def _settle(numbers: Any, jobs: int, gpus: list[str]) -> None:
     number = numbers.get()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    cores = usable_cores()
+    share = cores[number * len(cores) // jobs : (number + 1) * len(cores) // jobs]
     if hasattr(os, "sched_setaffinity"):  # not on every system
-        cores = sorted(os.sched_getaffinity(0))
-        share = cores[number * len(cores) // jobs : (number + 1) * len(cores) // jobs]
         os.sched_setaffinity(0, share or [cores[number % len(cores)]])
-        torch.set_num_threads(max(1, len(share)))
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    torch.set_num_threads(max(1, len(share)))
 
 
 def _measure(experiment: str, run: str, folder: ResultsFolder, sources: tuple[str, ...]) -> RunRecord:

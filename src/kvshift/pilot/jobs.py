@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from kvshift.errors import OutputError
 from kvshift.pilot.ladder import user_ladder
+from kvshift.training.cores import usable_cores
 from kvshift.training.recipe import Recipe
 from kvshift.training.run import Progress, run
 from kvshift.training.speed import measure_speed
@@ -65,7 +65,7 @@ def probe(device: str, *, report: Report) -> dict[str, Any]:
             "count": torch.cuda.device_count(),
             "memory_bytes": properties.total_memory,
         }
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = len(usable_cores())
     return {
         "kind": "cpu",
         "name": f"CPU, {threads} thread{'s' if threads != 1 else ''}",

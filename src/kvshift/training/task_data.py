@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kvshift.tasks.task import IGNORED, Batch, Task
+from kvshift.training.cores import usable_cores
 from kvshift.training.data import positions
 
 _MOST_WORKERS = 8
@@ -63,7 +63,7 @@ class _Lessons(Dataset[Lesson]):
 
 def worker_count(device: torch.device) -> int:
     """A GPU may learn faster than one core makes batches; a CPU has its cores for the model."""
-    return min(_MOST_WORKERS, max((os.cpu_count() or 1) - 1, 1)) if device.type == "cuda" else 0
+    return min(_MOST_WORKERS, max(len(usable_cores()) - 1, 1)) if device.type == "cuda" else 0
 
 
 def lessons(

@@ -21,6 +21,7 @@ from transformers.trainer_utils import SaveStrategy
 from kvshift.errors import UsageError
 from kvshift.tasks.text import TextData
 from kvshift.training import checkpoint
+from kvshift.training.cores import usable_cores
 from kvshift.training.data import IGNORED, Batch, EvaluationWindows, TrainingWindows
 from kvshift.training.evaluation import cross_entropy, evaluate, token_losses
 from kvshift.training.meters import Clock
@@ -257,8 +258,7 @@ def run_threads(recipe: Recipe) -> int:
     """CPU threads of the run."""
     if recipe.threads is not None:
         return recipe.threads
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return len(usable_cores())
 
 
 def _arguments(recipe: Recipe, output: Path, micro: int) -> TrainingArguments:
