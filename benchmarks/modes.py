@@ -160,8 +160,8 @@ def main() -> None:
         f"{datetime.date.today()}, commit {commit()}, {versions}. Largest difference from full forwards, in "
         "units of the logits' standard deviation. *refused*: with a sentence, because the library's own "
         "layers would be wrong; *as theirs*: the unshifted model is off there as well; —: the library "
-        f"cannot, shifted or not. Over {_short(MUCH[dtype])}, the unshifted model's difference stands beside it."
-        "\n\n" + table(chosen.models, rows)
+        f"cannot, shifted or not. Over {_short(MUCH[dtype])}, the unshifted model's difference stands beside "
+        "it.\n\n" + table(chosen.models, rows)
     )
     if chosen.print:
         print(said)
