@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
+import time
 
 import pytest
 
@@ -44,15 +44,38 @@ def _killed(*given) -> None:
     os._exit(9)
 
 
-def test_a_process_takes_its_share_of_the_machine() -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are shared out on Linux")
+def test_processes_share_the_cores() -> None:
     cores = sorted(os.sched_getaffinity(0))
-    spawn = multiprocessing.get_context("spawn")
-    numbers = spawn.Queue()
-    numbers.put(1)
-    settled = {"initializer": workers._settle, "initargs": (numbers, 2, ["3", "7"])}
-    with ProcessPoolExecutor(1, mp_context=spawn, **settled) as pool:
-        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "7"
-        assert pool.submit(os.sched_getaffinity, 0).result() == set(cores[len(cores) // 2 :])
+    with workers._pool(2, []) as pool:
+        shares = {frozenset(share) for share in pool.map(_cores, range(4))}
+    half = len(cores) // 2
+    assert shares == {frozenset(cores[:half] or cores[:1]), frozenset(cores[half:])}
+
+
+def _cores(number: int) -> set[int]:
+    time.sleep(1)  # so that the other process gets a task too
+    return os.sched_getaffinity(0)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="asks Linux")
+def test_processes_are_born_with_a_gpu_each(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    with workers._pool(2, workers._gpus()) as pool:
+        assert set(pool.map(_born_with, range(4))) == {"3", "7"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,7"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with workers._pool(1, ["5"]) as pool:
+        assert set(pool.map(_born_with, range(1))) == {"5"}
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def _born_with(number: int) -> str:
+    """Not what the process has set since, which is too late for CUDA once it was asked for anything."""
+    time.sleep(1)
+    with open("/proc/self/environ", "rb") as file:
+        names = dict(entry.split(b"=", 1) for entry in file.read().split(b"\0") if entry)
+    return names[b"CUDA_VISIBLE_DEVICES"].decode()
 
 
 def test_no_jobs_are_refused(tmp_path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,8 @@ from kvshift.paper.measure import measured
 from kvshift.paper.place import Texts
 from kvshift.paper.records import ResultsFolder, RunRecord
 from kvshift.training.cores import usable_cores
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Task(NamedTuple):
@@ -40,11 +44,7 @@ def measured_beside(
         if "text" in task.run.settings:
             texts.prepared(task.run.settings["text"])
     others = set(multiprocessing.active_children())
-    spawn = multiprocessing.get_context("spawn")
-    numbers = spawn.Queue()
-    for number in range(jobs):
-        numbers.put(number)
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_settle, initargs=(numbers, jobs, _gpus()))
+    pool = _pool(jobs, _gpus())
     futures: dict[Future[RunRecord], Task] = {}
     try:
         for task in tasks:
@@ -63,18 +63,52 @@ def measured_beside(
         pool.shutdown()
 
 
+class _Process(SpawnProcess):
+    """Born where it sees one GPU: once it has imported what it works with, it is too late to choose one."""
+
+    gpu: str | None = None
+
+    def start(self) -> None:
+        before = os.environ.get(_VISIBLE)
+        if self.gpu is not None:
+            os.environ[_VISIBLE] = self.gpu
+        try:
+            super().start()
+        finally:
+            if before is not None:
+                os.environ[_VISIBLE] = before
+            elif self.gpu is not None:
+                del os.environ[_VISIBLE]
+
+
+class _Context(SpawnContext):
+    def __init__(self, gpus: list[str]) -> None:
+        self._gpus = itertools.cycle(gpus or [None])
+
+    def Process(self, *args: Any, **given: Any) -> _Process:  # type: ignore[override]
+        process = _Process(*args, **given)
+        process.gpu = next(self._gpus)
+        return process
+
+
+def _pool(jobs: int, gpus: list[str]) -> ProcessPoolExecutor:
+    context = _Context(gpus)
+    numbers = context.Queue()
+    for number in range(jobs):
+        numbers.put(number)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(numbers, jobs))
+
+
 def _gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them."""
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+    """As the environment names them."""
+    if visible := os.environ.get(_VISIBLE):
         return visible.split(",")
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _settle(numbers: Any, jobs: int, gpus: list[str]) -> None:
-    """Takes this process's share of the machine."""
+def _settle(numbers: Any, jobs: int) -> None:
+    """Takes this process's share of the cores."""
     number = numbers.get()
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     cores = usable_cores()
     share = cores[number * len(cores) // jobs : (number + 1) * len(cores) // jobs]
     if hasattr(os, "sched_setaffinity"):  # not on every system
