@@ -61,6 +61,7 @@ def reproduce(
     values.one_of("--scale", scale, ("tiny", "small", "gpu"))
 
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console()
     if name is None:
@@ -73,18 +74,24 @@ def reproduce(
     from kvshift.paper.reproduce import chosen, every_outcome
     from kvshift.paper.reproduce import reproduce as do
 
-    known = cast("Scale", scale)
-    outcomes = do(
-        chosen(name),
-        known,
-        out,
-        lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
-        text or (),
-        jobs=jobs,
-    )
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    with console.status("starting") as status:
+        shown = console.is_terminal
+        outcomes = do(
+            chosen(name),
+            cast("Scale", scale),
+            out,
+            say,
+            text or (),
+            jobs=jobs,
+            show=(lambda line: status.update(escape(line))) if shown else say,
+            show_every=1.0 if shown else 60.0,
+        )
     _show(outcomes, console)
     if report:
-        page = render(every_outcome(ResultsFolder(out, known), outcomes))
+        page = render(every_outcome(ResultsFolder(out, cast("Scale", scale)), outcomes))
         write_atomically(out / "report.html", page.encode())
         console.print(f"Written: {out / 'report.html'}", soft_wrap=True)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from kvshift.durations import format_duration
 from kvshift.errors import UsageError
 from kvshift.files import write_atomically
 from kvshift.inspection.picture import check_drawable
@@ -18,8 +15,9 @@ from kvshift.paper.experiment import Experiment, Judgement, Scale
 from kvshift.paper.experiments import EXPERIMENTS
 from kvshift.paper.measure import measured
 from kvshift.paper.place import Say, Texts
+from kvshift.paper.progress import Progress, Task
 from kvshift.paper.records import ResultsFolder, RunRecord
-from kvshift.paper.workers import Task, measured_beside
+from kvshift.paper.workers import measured_beside
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ def reproduce(
     sources: Sequence[str] = (),
     *,
     jobs: int = 1,
+    show: Say = lambda line: None,
+    show_every: float = 60.0,
 ) -> list[Outcome]:
     """Does every run that `out` has no record of, then judges and draws each experiment from its records.
 
@@ -78,6 +78,8 @@ def reproduce(
         say: takes a line for people about what goes on.
         sources: the text of the experiments with language models; none: Python's standard library.
         jobs: runs beside each other, from 1; see `workers`. With one they run in this process.
+        show: takes a line about how far everything is, from another thread, while runs go on.
+        show_every: how often, in seconds.
 
     Raises:
         UsageError: matplotlib or a GPU is missing, or there are no jobs.
@@ -104,7 +106,9 @@ def reproduce(
             for run in experiment.runs[scale]
             if run.name not in records
         ]
-        _run_missing(missing, folder, texts, say, jobs)
+        progress = Progress(missing, folder, say)
+        with progress.told(show, show_every):
+            _run_missing(missing, folder, texts, progress, jobs)
         return [finish(experiment, folder) for experiment in experiments]
 
 
@@ -135,9 +139,10 @@ def _needs_text(experiment: Experiment, records: dict[str, RunRecord], scale: Sc
     return any("text" in run.settings and run.name not in records for run in experiment.runs[scale])
 
 
-def _run_missing(missing: Sequence[Task], folder: ResultsFolder, texts: Texts, say: Say, jobs: int) -> None:
+def _run_missing(
+    missing: Sequence[Task], folder: ResultsFolder, texts: Texts, progress: Progress, jobs: int
+) -> None:
     """Records each; a run that several experiments share is done once."""
-    progress = _Progress(missing, folder, say, jobs)
     to_do: list[Task] = []
     later: list[Task] = []
     for task in missing:
@@ -147,10 +152,8 @@ def _run_missing(missing: Sequence[Task], folder: ResultsFolder, texts: Texts, s
             progress.shared(task, record)
         else:
             to_do.append(task)
-    for left, (task, record) in zip(
-        range(len(to_do) - 1, -1, -1), _each_measured(to_do, folder, texts, jobs), strict=True
-    ):
-        progress.measured(task, record, left)
+    for task, record in _each_measured(to_do, folder, texts, jobs):
+        progress.measured(task, record)
     for task in later:
         shared = _of_another(task, folder)
         assert shared is not None  # it was among those done
@@ -164,32 +167,6 @@ def _each_measured(
         yield from measured_beside(tasks, folder, texts, min(jobs, len(tasks)))
     else:
         yield from ((task, measured(*task, folder, texts)) for task in tasks)
-
-
-class _Progress:
-    """Records runs and says how far their experiment is."""
-
-    def __init__(self, missing: Sequence[Task], folder: ResultsFolder, say: Say, jobs: int) -> None:
-        self.folder, self.say, self.jobs = folder, say, jobs
-        self.total = Counter(task.experiment.name for task in missing)
-        self.done: Counter[str] = Counter()
-        self.began, self.count = time.monotonic(), 0
-
-    def measured(self, task: Task, record: RunRecord, left: int) -> None:
-        self.count += 1
-        # When the first is done, those beside it nearly are.
-        seconds = (time.monotonic() - self.began) / max(self.count, self.jobs) * left
-        said = f", about {format_duration(seconds)} left" if seconds else ""
-        self._recorded(task, record, f"{record.seconds:.1f} s{said}")
-
-    def shared(self, task: Task, record: RunRecord) -> None:
-        self._recorded(task, record, "as recorded by another experiment")
-
-    def _recorded(self, task: Task, record: RunRecord, said: str) -> None:
-        name = task.experiment.name
-        self.folder.append(task.experiment, record)
-        self.done[name] += 1
-        self.say(f"{name}: run {self.done[name]} of {self.total[name]}, {task.run.name}, {said}")
 
 
 def _are_one(task: Task, other: Task) -> bool:

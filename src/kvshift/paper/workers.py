@@ -9,26 +9,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from kvshift.errors import RunsFailedError
-from kvshift.paper.experiment import Experiment, Run
 from kvshift.paper.experiments import EXPERIMENTS
 from kvshift.paper.measure import measured
 from kvshift.paper.place import Texts
+from kvshift.paper.progress import Task
 from kvshift.paper.records import ResultsFolder, RunRecord
 from kvshift.training.cores import usable_cores
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-class Task(NamedTuple):
-    """One run."""
-
-    experiment: Experiment
-    run: Run
 
 
 def measured_beside(
