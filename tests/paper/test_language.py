@@ -139,6 +139,13 @@ def test_an_arm_is_trained_once_for_all_experiments(tiny) -> None:
     assert not (tiny / "table4" / "runs").exists()
 
 
+def test_what_is_watched_at_the_end_is_what_the_final_model_predicts(tiny) -> None:
+    for record in ResultsFolder(tiny, "tiny").read(EXPERIMENTS["emergence"]).values():
+        copying, evaluations = record.measured["copying"], record.measured["evaluations"]
+        assert [point[0] for point in copying] == [point[0] for point in evaluations]
+        assert copying[-1][1:] == record.measured["predicted"]["copied"]
+
+
 def test_a_folder_keeps_to_one_text(make_experiment, tmp_path) -> None:
     (tmp_path / "novels").write_text("Call me Ishmael.")
     novels, out = str(tmp_path / "novels"), tmp_path / "out"

@@ -187,6 +187,35 @@ def test_travel() -> None:
     assert moved(3) == "undecided"
 
 
+def test_emergence() -> None:
+    def copying(ours: float, papers: float, shake: float = 0.0) -> list[Measurement]:
+        """With those shares of the tokens to copy half-way; all end as vanilla does."""
+        found = made_up("emergence", by_shift(4.0, 3.9, lr_multiplier=3.8, init=3.8))
+        for each in found:
+            half = 0.1
+            if each.settings["shift"] == KVShiftConfig().to_dict():
+                half = ours + shake * NOISE[each.settings["seed"]]
+            elif each.settings["shift"] == PAPER.to_dict():
+                half = papers
+            each.measured["copying"] = [[25, 0, 1000], [50, round(1000 * half), 1000], [100, 400, 1000]]
+        return found
+
+    judge = EXPERIMENTS["emergence"].judge
+    assert judge(copying(0.5, 0.1, shake=5)).verdict == "reproduced"
+    assert judge(copying(0.1, 0.5, shake=5)).verdict == "not"
+    assert judge(copying(0.5, 0.5, shake=5)).verdict == "undecided"
+    # Vanilla's 40% are at 45 of 100 tokens then, by a straight line from nothing at 25 to 50% at 50.
+    exact = judge(copying(0.5, 0.1))
+    assert exact.ours == (
+        "structured ×10 copies as well as vanilla at its end after 45% of the run, paper ×1 after 100%"
+    )
+    lost = copying(0.5, 0.1)
+    default = [each for each in lost if each.settings["shift"] == KVShiftConfig().to_dict()]
+    default[-1].measured.update(status="diverged", evaluations=[], copying=[])
+    assert judge(lost).verdict == "undecided"
+    assert EXPERIMENTS["emergence"].draw(lost, "png").startswith(b"\x89PNG")
+
+
 def test_the_default_and_the_paper_s_setting_are_confirmed() -> None:
     assert {starts.DEFAULT, starts.AS_IN_THE_PAPER} < set(starts.CONFIRMED) < set(starts.SCREENED)
     assert len(starts.SCREENED) == 24

@@ -78,6 +78,19 @@ def test_killed_at_random_moments(recipe, tmp_path, context, same):
     same(folder)
 
 
+def test_what_was_watched_is_the_same_after_a_kill(recipe, rare, tmp_path, monkeypatch, whole, final_bytes):
+    def watch(model, windows):
+        return {"weight": float(model.lm_head.weight.detach().sum()), "batches": len(windows.batches)}
+
+    undisturbed = run(rare, tmp_path / "undisturbed", watch=watch)
+    assert final_bytes(tmp_path / "undisturbed") == final_bytes(whole)  # to be watched changes nothing
+    assert [point.step for point in undisturbed.watched] == [point.step for point in undisturbed.evaluations]
+    assert len({point.values["weight"] for point in undisturbed.watched}) == 5
+    _interrupt(monkeypatch, recipe, tmp_path / "run", RunTrainer, "training_step", 9, watch=watch)
+    assert 0 < len(read_record(tmp_path / "run").watched) < 5
+    assert run(rare, tmp_path / "run", watch=watch).watched == undisturbed.watched
+
+
 def test_killed_before_the_first_checkpoint(rare, tmp_path, monkeypatch, same):
     _interrupt(monkeypatch, rare, tmp_path / "run", RunTrainer, "training_step", 7)
     assert read_record(tmp_path / "run").status == "unfinished"
@@ -227,7 +240,7 @@ def _count(folder: Path) -> int:
         return 0
 
 
-def _interrupt(monkeypatch, recipe, folder, owner, name, call):
+def _interrupt(monkeypatch, recipe, folder, owner, name, call, watch=None):
     """Runs until `owner.name` is called for the `call`-th time, then dies there."""
     original = getattr(owner, name)
     calls = 0
@@ -242,7 +255,7 @@ def _interrupt(monkeypatch, recipe, folder, owner, name, call):
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dying)
         with pytest.raises(Killed):
-            run(recipe, folder)
+            run(recipe, folder, watch=watch)
     monkeypatch.undo()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import kvshift.models  # noqa: F401 - so that a saved model with KV shift is known
@@ -45,15 +45,21 @@ def copied(tokens: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
     return (last >= 0) & (follows == labels) & (labels != IGNORED)
 
 
-@torch.no_grad()
-def count_copied(recipe: Recipe, folder: Path) -> dict[Count, list[int]]:
-    """Right predictions and all of them, by kind, of a finished run's model on its validation windows."""
+def count_of_final(recipe: Recipe, folder: Path) -> dict[str, list[int]]:
+    """`count_copied` of a finished run's model, in float32."""
     with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder / FINAL, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder / FINAL, dtype=torch.float32)
     device = torch.device("cuda" if recipe.device == "cuda" else "cpu")
     windows = EvaluationWindows(TextData.open(recipe.data), recipe, recipe.batch_size).to(device)
-    model.to(device)
-    totals = torch.zeros(3, 2, dtype=torch.int64, device=device)
+    return count_copied(model.to(device), windows)
+
+
+@torch.no_grad()
+def count_copied(model: nn.Module, windows: EvaluationWindows) -> dict[str, list[int]]:
+    """Right predictions and all of them, by `Count`; the model stays in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(3, 2, dtype=torch.int64, device=windows.token_bytes.device)
     for batch in windows.batches:
         logits = model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
@@ -63,5 +69,6 @@ def count_copied(recipe: Recipe, folder: Path) -> dict[Count, list[int]]:
         can_copy = copied(batch["input_ids"], labels, batch["position_ids"])
         for row, kind in enumerate((scored, can_copy, scored & ~can_copy)):
             totals[row] += torch.stack([(right & kind).sum(), kind.sum()])
+    model.train(was_training)
     of_all, of_copied, of_other = totals.tolist()
     return {"all": of_all, "copied": of_copied, "other": of_other}

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from kvshift.errors import OutputError
-from kvshift.paper.copying import Count, count_copied
+from kvshift.paper.copying import Count, count_copied, count_of_final
 from kvshift.paper.experiment import Measurement, Run, Scale, Settings
 from kvshift.paper.learning import llama
 from kvshift.paper.place import Place
 from kvshift.shift import KVShiftConfig
 from kvshift.training import Recipe
 from kvshift.training import run as train
+from kvshift.training.run import Watch
 
 PAPER = KVShiftConfig(init="paper", lr_multiplier=1.0)
 """The paper's own setting: its claims are what is checked, not this package's default."""
@@ -85,13 +86,24 @@ def arms_runs(
 
 def measure(settings: Settings, place: Place) -> dict[str, Any]:
     """Trains, or goes on training, and counts what the trained model predicts."""
+    return _measure(settings, place, None)
+
+
+def measure_copying(settings: Settings, place: Place) -> dict[str, Any]:
+    """`measure`, and at each evaluation how many of the tokens that it could copy the model predicts."""
+    return _measure(settings, place, count_copied)
+
+
+def _measure(settings: Settings, place: Place, watch: Watch | None) -> dict[str, Any]:
     fields = dict(settings)
     text = place.texts.prepared(fields.pop("text"))
     recipe = Recipe(data=text, **fields)
-    record = train(recipe, place.folder)
+    record = train(recipe, place.folder, watch=watch)
     finished = record.status == "finished"
     step = max(1, len(record.steps) // KEPT_LOSSES)
+    copying = {"copying": [[point.tokens, *point.values["copied"]] for point in record.watched]}
     return {
+        **(copying if watch is not None else {}),
         "text": text.name,
         "status": record.status,
         "parameters": record.parameters - record.tap_parameters,
@@ -102,7 +114,7 @@ def measure(settings: Settings, place: Place) -> dict[str, Any]:
         "taps": [
             {"tokens": point.tokens, "keys": point.keys, "values": point.values} for point in record.taps
         ],
-        "predicted": count_copied(recipe, place.folder) if finished else None,
+        "predicted": count_of_final(recipe, place.folder) if finished else None,
     }
 
 
@@ -150,22 +162,32 @@ class Trained:
         """At the end; infinite if it is not a number."""
         return self.curve[-1][1] if self.measured["status"] == "finished" else math.inf
 
+    @property
+    def copying(self) -> list[tuple[int, float]]:
+        """Training tokens, the share that is predicted right of the tokens to copy; of `measure_copying`."""
+        return [(tokens, right / max(total, 1)) for tokens, right, total in self.measured["copying"]]
+
     def share(self, which: Count) -> float:
         """Of the tokens of that kind that it predicts right; NaN if it diverged."""
         right, total = (self.measured["predicted"] or {}).get(which, (0, 0))
         return right / total if total else math.nan
 
     def tokens_to(self, loss: float) -> float | None:
-        """Training tokens until that loss, between evaluations on a straight line; None: never."""
-        before: tuple[float, float] | None = None
-        for tokens, found in self.curve:
-            if found <= loss:
-                if before is None or before[1] == found:
-                    return float(tokens)
-                share = (before[1] - loss) / (before[1] - found)
-                return before[0] + share * (tokens - before[0])
-            before = (tokens, found)
-        return None
+        """Training tokens until that loss; None: never."""
+        return first_at(self.curve, loss)
+
+
+def first_at(curve: Sequence[tuple[int, float]], level: float) -> float | None:
+    """Where a falling curve first is at `level` or below, on straight lines between points; None: nowhere."""
+    before: tuple[float, float] | None = None
+    for place, found in curve:
+        if found <= level:
+            if before is None or before[1] == found:
+                return float(place)
+            share = (before[1] - level) / (before[1] - found)
+            return before[0] + share * (place - before[0])
+        before = (place, found)
+    return None
 
 
 class Arms:

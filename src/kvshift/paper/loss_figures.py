@@ -14,15 +14,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("C1", "C0", "C2", "C3", "C4", "C5", "C6", "C7")
+Points = Sequence[tuple[int, float]]
+"""Training tokens, and what there is then."""
 Gains = Mapping[str, Sequence[float]]
 """Of each arm, a number a seed."""
 
 
 def draw_losses(panels: Mapping[str, Mapping[str, Sequence[Trained]]], kind: str) -> bytes:
-    """Validation loss against training tokens: a thin line a run, a thick one the mean of an arm.
+    """Validation loss against training tokens.
 
     Args:
         panels: by title, the runs of each arm.
+
+    Raises:
+        UsageError: see `paint`.
+    """
+    curves = {
+        title: {name: [run.curve for run in runs] for name, runs in arms.items()}
+        for title, arms in panels.items()
+    }
+    return draw_over_tokens(curves, "validation loss, nats a token", kind)
+
+
+def draw_over_tokens(panels: Mapping[str, Mapping[str, Sequence[Points]]], ylabel: str, kind: str) -> bytes:
+    """Something against training tokens: a thin line a run, a thick one the mean of an arm.
+
+    Args:
+        panels: by title, the curves of each arm; empty ones are left out.
 
     Raises:
         UsageError: see `paint`.
@@ -32,10 +50,10 @@ def draw_losses(panels: Mapping[str, Mapping[str, Sequence[Trained]]], kind: str
         places = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, arms) in zip(places, panels.items(), strict=True):
             for colour, (name, runs) in zip(_COLOURS, arms.items(), strict=False):
-                _arm(axes, name, [run for run in runs if run.curve], colour)
+                _arm(axes, name, [curve for curve in runs if curve], colour)
             axes.set(title=title, xlabel="training tokens, millions")
             axes.grid(alpha=0.3)
-        places[0].set_ylabel("validation loss, nats a token")
+        places[0].set_ylabel(ylabel)
         places[-1].legend(fontsize=7.5)
 
     return paint(kind, max(3.6 * len(panels), 4.8), 3.5, painter)
@@ -63,14 +81,14 @@ def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str) -> bytes:
     return paint(kind, 4.4 * len(panels), 1.2 + 0.27 * rows, painter)
 
 
-def _arm(axes: Any, name: str, runs: Sequence[Trained], colour: str) -> None:
-    if not runs:
+def _arm(axes: Any, name: str, curves: Sequence[Points], colour: str) -> None:
+    if not curves:
         return
-    for run in runs:
-        tokens, losses = zip(*run.curve, strict=True)
-        axes.plot([each / 1e6 for each in tokens], losses, color=colour, lw=0.5, alpha=0.6)
-    shortest = min((run.curve for run in runs), key=len)  # a diverged run ends early
-    means = [sum(run.curve[i][1] for run in runs) / len(runs) for i in range(len(shortest))]
+    for curve in curves:
+        tokens, values = zip(*curve, strict=True)
+        axes.plot([each / 1e6 for each in tokens], values, color=colour, lw=0.5, alpha=0.6)
+    shortest = min(curves, key=len)  # a diverged run ends early
+    means = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(len(shortest))]
     axes.plot([tokens / 1e6 for tokens, _ in shortest], means, color=colour, lw=1.8, label=name)
 
 

@@ -1,6 +1,7 @@
 """What a run leaves behind: `record.jsonl`, one JSON object a line, in the order things happened.
 
-Lines have an `event`: `start` (once, and again at each resume), `step`, `evaluation`, `taps`, `end`.
+Lines have an `event`: `start` (once, and again at each resume), `step`, `evaluation`, `taps`, `watched`,
+`end`.
 Everything that reads runs reads them through `read_record`.
 """
 
@@ -54,6 +55,15 @@ class TapsPoint:
 
 
 @dataclass(frozen=True)
+class WatchedPoint:
+    """What the caller of `run` wanted to know of the model at an evaluation."""
+
+    step: int
+    tokens: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Record:
     """One run, read back. A run that was killed and not resumed is `unfinished`."""
 
@@ -67,6 +77,7 @@ class Record:
     steps: list[StepPoint] = field(default_factory=list)
     evaluations: list[EvaluationPoint] = field(default_factory=list)
     taps: list[TapsPoint] = field(default_factory=list)
+    watched: list[WatchedPoint] = field(default_factory=list)
     train_seconds: float = 0.0
     wall_seconds: float = 0.0  # start-up, evaluation and checkpoints included, summed over resumes
     tokens_per_second: float = 0.0  # from the median step, so that one hiccup does not count
@@ -82,7 +93,12 @@ class Record:
 RECIPE_FILE = "recipe.json"
 RECORD_FILE = "record.jsonl"
 STATUS_FILE = "status.json"
-_POINTS: dict[str, type] = {"step": StepPoint, "evaluation": EvaluationPoint, "taps": TapsPoint}
+_POINTS: dict[str, type] = {
+    "step": StepPoint,
+    "evaluation": EvaluationPoint,
+    "taps": TapsPoint,
+    "watched": WatchedPoint,
+}
 
 
 class RecordWriter:
@@ -118,7 +134,7 @@ class RecordWriter:
         while line:
             line = line[self._file.write(line) :]
 
-    def point(self, point: StepPoint | EvaluationPoint | TapsPoint) -> None:
+    def point(self, point: StepPoint | EvaluationPoint | TapsPoint | WatchedPoint) -> None:
         """Appends a measured point."""
         event = next(name for name, kind in _POINTS.items() if isinstance(point, kind))
         self.write(event, dataclasses.asdict(point))
@@ -170,6 +186,7 @@ def read_record(folder: Path, recipe: Recipe | None = None) -> Record:
         steps=points["step"],
         evaluations=points["evaluation"],
         taps=points["taps"],
+        watched=points["watched"],
         **found,
     )
 

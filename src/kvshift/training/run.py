@@ -9,19 +9,20 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kvshift.errors import OutputError
 from kvshift.files import output_errors, sync_file, sync_folder, write_atomically
 from kvshift.tasks.text import TextData
 from kvshift.training import checkpoint
-from kvshift.training.data import check_enough
+from kvshift.training.data import EvaluationWindows, check_enough
 from kvshift.training.meters import Clock, PeakMemory
 from kvshift.training.model import effective_taps, tap_parameters
 from kvshift.training.recipe import Recipe
@@ -35,6 +36,7 @@ from kvshift.training.record import (
     Status,
     StepPoint,
     TapsPoint,
+    WatchedPoint,
     read_recipe,
     read_record,
     read_status,
@@ -65,11 +67,21 @@ class Progress(NamedTuple):
     seconds: float  # training time so far
 
 
+Watch = Callable[[nn.Module, EvaluationWindows], Mapping[str, Any]]
+"""Takes the model as it is and the validation windows; returns what JSON can hold."""
+
+
 class _DivergedError(Exception):
     """The loss is no longer a finite number."""
 
 
-def run(recipe: Recipe, folder: Path, *, on_progress: Callable[[Progress], None] | None = None) -> Record:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
+) -> Record:
     """Trains as `recipe` says, in `folder`.
 
     Goes on from the last whole checkpoint if the folder holds one, to weights that are bit-identical on a
@@ -80,6 +92,8 @@ def run(recipe: Recipe, folder: Path, *, on_progress: Callable[[Progress], None]
         recipe: the run.
         folder: made if missing; nothing is written anywhere else.
         on_progress: called about twice a second, or once a step where steps are longer.
+        watch: called after each evaluation, outside of training time; the record's `watched` keeps what it
+            returns. It may not draw random numbers or change the model.
 
     Returns:
         The record; its status is `finished` or `diverged`.
@@ -103,7 +117,7 @@ def run(recipe: Recipe, folder: Path, *, on_progress: Callable[[Progress], None]
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RECIPE_FILE, recipe.model_dump_json(indent=2).encode() + b"\n")
         (folder / STATUS_FILE).unlink(missing_ok=True)
-    recorder = _Recorder(recipe, folder, began, on_progress)
+    recorder = _Recorder(recipe, folder, began, on_progress, watch)
     try:
         with limit_threads(run_threads(recipe)):
             recorder.train(data)
@@ -127,7 +141,12 @@ class _Recorder(TrainerCallback):
     writer: RecordWriter
 
     def __init__(
-        self, recipe: Recipe, folder: Path, began: float, on_progress: Callable[[Progress], None] | None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        began: float,
+        on_progress: Callable[[Progress], None] | None,
+        watch: Watch | None,
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -135,6 +154,7 @@ class _Recorder(TrainerCallback):
         self.memory = PeakMemory(self.device)
         self._recording = False
         self._on_progress = on_progress
+        self._watch = watch
         self._reported = -math.inf
         self._began = began
         self._wall_before = 0.0
@@ -222,6 +242,9 @@ class _Recorder(TrainerCallback):
             )
         )
         self._write_taps()
+        if self._watch is not None:
+            values = self._watch(self.trainer.model_wrapped, self.trainer.evaluation_windows)
+            self.writer.point(WatchedPoint(step=self._step, tokens=self._tokens, values=dict(values)))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

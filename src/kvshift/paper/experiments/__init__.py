@@ -2,6 +2,7 @@
 
 from kvshift.paper.experiment import Experiment
 from kvshift.paper.experiments import (
+    emergence,
     fig1a,
     fig1b,
     fig2,
@@ -26,7 +27,7 @@ from kvshift.paper.experiments import (
 
 _THEORY = (theorem1, theorem2, theorem3, fig2)
 _TASKS = (fig1a, fig1b, fig3, fig9, table7)
-_LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4, starts, travel)
+_LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4, starts, travel, emergence)
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT for module in (*_THEORY, *_TASKS, *_LANGUAGE)
 }
