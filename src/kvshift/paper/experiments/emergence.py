@@ -76,10 +76,10 @@ EXPERIMENT = Experiment(
     claim=f"This package's, not the paper's: with taps that start {DEFAULT} (the default), a model copies "
     "from its context sooner in training than with the paper's own setting.",
     paper="does not ask",
-    rule="What a setting saves is the share of the run that it needs less until it predicts as many of the "
-    "tokens that its context would let it copy as vanilla does at the end. Reproduced if the 95% interval, "
-    "over paired seeds, of what the default saves beyond the paper's setting lies above 0; not if it lies "
-    "below; else undecided.",
+    rule="Reproduced if the 95% interval, over paired seeds, of what the default saves beyond the paper's "
+    "setting lies above 0, where a setting saves the share of the run that it needs less until it predicts as "
+    "many of the tokens that its context would let it copy as vanilla does at the end; not if it lies below; "
+    "else undecided.",
     runs={scale: arms_runs(scale, NAMED, seeds) for scale, seeds in SEEDS.items()},
     uses_gpu=True,
     measure=measure_copying,
