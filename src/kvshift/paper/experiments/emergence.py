@@ -77,9 +77,9 @@ EXPERIMENT = Experiment(
     "from its context sooner in training than with the paper's own setting.",
     paper="does not ask",
     rule="Reproduced if the 95% interval, over paired seeds, of what the default saves beyond the paper's "
-    "setting lies above 0, where a setting saves the share of the run that it needs less until it predicts as "
-    "many of the tokens that its context would let it copy as vanilla does at the end; not if it lies below; "
-    "else undecided.",
+    "setting lies above 0, where a setting saves the share of the run that it needs less until it predicts "
+    "as many of the tokens that its context would let it copy as vanilla does at the end; not if it lies "
+    "below; else undecided.",
     runs={scale: arms_runs(scale, NAMED, seeds) for scale, seeds in SEEDS.items()},
     uses_gpu=True,
     measure=measure_copying,
