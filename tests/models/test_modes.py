@@ -24,7 +24,7 @@ CHUNKS = ["chunked prefill", "continuing from a cache", "own dynamic cache", "ow
 
 REFUSED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("packed by positions", "packed by the flattening collator", "own 4d mask"),
+        (*(mode for mode in MODES if mode.startswith("packed")), "own 4d mask"),
         (*FALCON, *RECURRENT, "gpt_oss", "llama4", "opt"),
     ),
     "right padded then decoding": (*SLIDING, *RECURRENT),

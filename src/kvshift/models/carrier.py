@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvshift.models.packing import marked, mixing
 from kvshift.models.starts import Boundaries
 
 
@@ -28,6 +29,8 @@ class CarryingCausalLM:
     """Placed in front of the causal language model, which drops what `generate` says about boundaries."""
 
     def __call__(self: Any, *args: Any, boundaries: Boundaries | None = None, **kwargs: Any) -> Any:
+        if marked(kwargs) and not self.family.packs:
+            raise mixing(self.family)  # said here, for the family's model may drop these keywords
         self.base_model.boundaries = boundaries
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]

@@ -17,7 +17,8 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from kvshift.errors import UnsupportedModelError
 from kvshift.models.cache import Layout, has_room, layout_of, new_cache, prepare_cache, set_boundaries
 from kvshift.models.families import Family
-from kvshift.models.starts import Boundaries, find_boundaries, is_4d, is_packed
+from kvshift.models.packing import divided, dividing_positions, marked, mixing
+from kvshift.models.starts import Boundaries, document_starts, find_boundaries, is_4d
 from kvshift.shift import KVShift, KVShiftConfig
 
 TAPS = "kv_shift"
@@ -164,10 +165,12 @@ class ShiftedBase(ShiftedModel):
         boundaries = self.boundaries if boundaries is None else boundaries
         if past_key_values is not None and time > 1:
             self._check_chunk(past_key_values)
-        if boundaries is None:
-            self._check_packed(attention_mask, position_ids, kwargs, time)
+        packed: bool | None = False
+        if own := boundaries is None:
+            packed = self._is_packed(attention_mask, position_ids, kwargs, past_key_values, (batch, time))
+            self._check_packed(packed, kwargs, batch)
             use_cache = self._cache_unless_unsafe(
-                attention_mask, position_ids, past_key_values is not None, use_cache, time
+                packed, is_4d(attention_mask), past_key_values is not None, use_cache
             )
         if past_key_values is not None:
             past_key_values = prepare_cache(past_key_values, self._cache_layout(), batch)
@@ -187,6 +190,8 @@ class ShiftedBase(ShiftedModel):
             )
         if past_key_values is not None:
             set_boundaries(past_key_values, boundaries, time)
+        elif own and packed is not False and self._must_divide(attention_mask, kwargs, batch):
+            position_ids, attention_mask = dividing_positions(boundaries, position_ids), None
         return super().forward(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -215,35 +220,52 @@ class ShiftedBase(ShiftedModel):
                 "follow it, with or without KV shift. Give the whole prompt at once, then single tokens."
             )
 
-    def _check_packed(
-        self: Any, attention_mask: Any, position_ids: Tensor | None, given: dict[str, Any], time: int
-    ) -> None:
+    def _is_packed(
+        self,
+        attention_mask: object,
+        position_ids: Tensor | None,
+        given: dict[str, Any],
+        cache: Cache | None,
+        shape: tuple[int, int],
+    ) -> bool | None:
+        """Whether documents follow one another in a row; None: in a compiled graph, which cannot be asked."""
+        batch, time = shape
+        seq_idx, offsets = given.get("seq_idx"), given.get("cu_seq_lens_q")
+        places = [each for each in (position_ids, seq_idx, offsets) if each is not None]
+        if time == 1 or not places:
+            return False
+        if torch.compiler.is_compiling():
+            return None
+        starts = document_starts(batch, time, places[0].device, position_ids, seq_idx, offsets)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        real = None
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+            real = attention_mask[:, past : past + time] != 0
+            if real.shape != shape:  # to be refused by who looks at the mask
+                return False
+        return divided(starts, real)
+
+    def _check_packed(self: Any, packed: bool | None, given: dict[str, Any], batch: int) -> None:
         """Refuses packed documents where the library's own layers would mix them, shifted or not."""
-        if self.family.packs:
-            return
-        packed = given.get("seq_idx") is not None or given.get("cu_seq_lens_q") is not None
-        if (
-            not packed
-            and (attention_mask is None or is_4d(attention_mask))
-            and position_ids is not None
-            and time > 1
-        ):
-            # What the positions are cannot be asked in a compiled graph.
-            packed = torch.compiler.is_compiling() or is_packed(position_ids)
-        if packed:
+        if not self.family.packs and (packed is not False or marked(given)):
+            raise mixing(self.family)
+        if packed and batch > 1 and self._is_flash():
             raise UnsupportedModelError(
-                f"The library's {self.family.model_type!r} layers read across packed documents, with or "
-                "without KV shift. Give each document a row of its own, with an attention_mask for the "
-                "padding and without position_ids."
+                f"The library's flash attention keeps packed documents apart in one row only; this batch has "
+                f"{batch}. Flatten it (DataCollatorWithFlattening), or take attn_implementation='sdpa'."
             )
 
+    def _is_flash(self: Any) -> bool:
+        return "flash" in (self.config._attn_implementation or "")
+
+    def _must_divide(self: Any, attention_mask: object, given: dict[str, Any], batch: int) -> bool:
+        """Whether the library's attention needs other positions, and no mask, to keep documents apart."""
+        if is_4d(attention_mask) or (batch > 1 and self._is_flash()):
+            return False
+        return attention_mask is not None or marked(given)
+
     def _cache_unless_unsafe(
-        self: Any,
-        attention_mask: Any,
-        position_ids: Tensor | None,
-        cached: bool,
-        use_cache: bool | None,
-        time: int,
+        self: Any, packed: bool | None, is_4d: bool, cached: bool, use_cache: bool | None
     ) -> bool | None:
         """What `use_cache` must be; batches that cannot be cached exactly are not, unless that was asked for.
 
@@ -252,25 +274,21 @@ class ShiftedBase(ShiftedModel):
         """
         if not cached and not self._wants_cache(use_cache):
             return use_cache
-        if is_4d(attention_mask):
-            if use_cache is None and not cached:
-                return False
+        if not is_4d and packed is False:
+            return use_cache
+        if use_cache is None and not cached:
+            return False
+        if is_4d:
             raise UnsupportedModelError(
                 "A 4-D attention mask does not say which tokens are padding, and padding must not be cached "
                 "as a sequence's last token. Pass the 2-D mask of real tokens, or use_cache=False."
             )
-        if attention_mask is not None or position_ids is None or (cached and time == 1):
+        if packed is None:
             return use_cache
-        if torch.compiler.is_compiling():  # what the positions are cannot be asked in a compiled graph
-            return False if use_cache is None and not cached else use_cache
-        if not is_packed(position_ids):
-            return use_cache
-        if use_cache is None and not cached:
-            return False
         raise UnsupportedModelError(
-            "These position_ids restart inside a row, as packed documents do, and packed documents cannot "
-            "be cached: attention would read across them. Pass use_cache=False, or an attention_mask if the "
-            "rows are padded."
+            "These rows hold packed documents (position_ids that restart inside a row, seq_idx or "
+            "cu_seq_lens), and packed documents cannot be cached: attention would read across them. Pass "
+            "use_cache=False, or an attention_mask if the rows are padded."
         )
 
 

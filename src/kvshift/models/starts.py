@@ -13,7 +13,7 @@ sequences, and zeros where one has not begun.
 from __future__ import annotations
 
 from functools import reduce
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -61,21 +61,9 @@ def find_boundaries(
         UnsupportedModelError: the mask does not say which tokens are padding, contradicts the starts, or has
             padding in the middle of a sequence.
     """
-    found = []
+    starts = document_starts(batch, time, device, position_ids, seq_idx, cu_seq_lens)
     if position_ids is not None:
         position_ids = position_ids.expand(batch, time)
-        found.append(_with_first(position_ids[:, :1] == 0, position_ids.diff(dim=1) != 1))
-    if seq_idx is not None:
-        seq_idx = seq_idx.expand(batch, time)
-        found.append(
-            _with_first(torch.zeros_like(seq_idx[:, :1], dtype=torch.bool), seq_idx.diff(dim=1) != 0)
-        )
-    if cu_seq_lens is not None:
-        offsets = torch.zeros(batch * time + 1, dtype=torch.bool, device=device)
-        offsets = offsets.index_fill(0, cu_seq_lens.to(device=device, dtype=torch.long), True)
-        found.append(offsets[:-1].view(batch, time))
-    starts = reduce(torch.logical_or, found) if found else None
-
     if attention_mask is None:
         return Boundaries(starts, None)
     if is_4d(attention_mask) and starts is not None:
@@ -91,14 +79,38 @@ def find_boundaries(
     if time > 1 and not torch.compiler.is_compiling():
         resumed = after_padding if position_ids is None else after_padding & (position_ids != 0)
         _refuse_holes(real, resumed, int(past))
+        _refuse_numbers(cast(Tensor, attention_mask))
     starts = after_padding if starts is None else starts | after_padding
     columns = torch.arange(1, time + 1, device=device)
     return Boundaries(starts, (now * columns).amax(1) - 1, now)
 
 
-def is_packed(position_ids: Tensor) -> bool:
-    """Whether positions restart inside a row of `(batch, time)` position ids. Waits for the device."""
-    return bool((position_ids.diff(dim=-1) != 1).any())
+def document_starts(
+    batch: int,
+    time: int,
+    device: torch.device,
+    position_ids: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seq_lens: Tensor | None,
+) -> Tensor | None:
+    """`(batch, time)` bool, True where any of these says that a sequence begins; None without them.
+
+    See `find_boundaries` for the arguments.
+    """
+    found = []
+    if position_ids is not None:
+        position_ids = position_ids.expand(batch, time)
+        found.append(_with_first(position_ids[:, :1] == 0, position_ids.diff(dim=1) != 1))
+    if seq_idx is not None:
+        seq_idx = seq_idx.expand(batch, time)
+        found.append(
+            _with_first(torch.zeros_like(seq_idx[:, :1], dtype=torch.bool), seq_idx.diff(dim=1) != 0)
+        )
+    if cu_seq_lens is not None:
+        offsets = torch.zeros(batch * time + 1, dtype=torch.bool, device=device)
+        offsets = offsets.index_fill(0, cu_seq_lens.to(device=device, dtype=torch.long), True)
+        found.append(offsets[:-1].view(batch, time))
+    return reduce(torch.logical_or, found) if found else None
 
 
 def _with_first(first: Tensor, rest: Tensor) -> Tensor:
@@ -140,6 +152,15 @@ def _refuse_holes(real: Tensor, resumed: Tensor, past: int) -> None:
             "The attention mask has padding between two tokens of one sequence, and KV shift would read "
             "past it. Pad on the left or on the right, or give position_ids that restart at 0 where a new "
             "document begins."
+        )
+
+
+def _refuse_numbers(attention_mask: Tensor) -> None:
+    if attention_mask.dtype != torch.bool and bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        raise UnsupportedModelError(
+            f"The attention mask holds {attention_mask.max().item()}; expected 0 for padding and 1 for "
+            "tokens. The library takes every other number for a token too, so documents that are numbered "
+            "in the mask would not be kept apart. Give the numbers as seq_idx, without use_cache."
         )
 
 

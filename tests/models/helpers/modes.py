@@ -375,6 +375,63 @@ def packed_by_the_flattening_collator(model):
 
 
 @mode
+def packed_by_seq_idx(model):
+    documents = _documents()
+    numbers = torch.repeat_interleave(torch.arange(len(documents)), torch.tensor([len(d) for d in documents]))
+    yield model(torch.cat(documents)[None], seq_idx=numbers[None].int()).logits[0], _alone(model, documents)
+
+
+@mode
+def packed_by_cu_seq_lens(model):
+    documents = _documents()
+    lengths = torch.tensor([0, *(len(document) for document in documents)])
+    offsets = {f"cu_seq_lens_{side}": lengths.cumsum(0).int() for side in "qk"}
+    longest = {f"max_length_{side}": int(lengths.max()) for side in "qk"}
+    found = model(torch.cat(documents)[None], **offsets, **longest).logits[0]
+    yield found, _alone(model, documents)
+
+
+@mode
+def packed_beside_a_mask(model):
+    """Rows of several documents, padded in all places where padding can be."""
+    first, second = _documents(4, 5), _documents(3, 2)
+    filler = torch.full((2,), FILLER)
+    rows = torch.stack([torch.cat((*first, filler)), torch.cat((filler, *second, *_documents(4)))])
+    rows[1, 5] = FILLER  # between two documents
+    mask = torch.tensor([[1] * 9 + [0] * 2, [0] * 2 + [1] * 3 + [0] + [1] * 5])
+    places = [*range(4), *range(5), 5, 6], [0, 1, *range(3), 7, 0, *range(4)]
+    logits = model(rows, attention_mask=mask, position_ids=torch.tensor(places)).logits
+    yield logits[0, :9], _alone(model, first)
+    yield logits[1, 2:5], full(model, second[0])
+    yield logits[1, 6:], _alone(model, [rows[1, 6:7], rows[1, 7:]])
+
+
+@mode
+def gradient_checkpointing(model):
+    batch = draw(2, 8)
+    expected = _gradient(model, model, batch)
+    model.gradient_checkpointing_enable()
+    try:
+        found = _gradient(model, model, batch)
+    finally:
+        model.gradient_checkpointing_disable()
+    yield found / expected.std(), expected / expected.std()
+
+
+def _gradient(model: PreTrainedModel, run: Callable, batch: torch.Tensor) -> torch.Tensor:
+    """Of every parameter, by `run`, which is `model`, perhaps compiled."""
+    model.zero_grad()
+    model.train()
+    torch.manual_seed(0)  # for dropout
+    with torch.enable_grad():
+        run(batch, labels=batch, use_cache=False).loss.backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    model.eval()
+    return torch.cat(gradients)[None]
+
+
+@mode
 def own_4d_mask(model):
     documents = _documents(1, 4, 1, 1, 3, 2)  # such a mask has no sliding window
     numbers = torch.repeat_interleave(torch.arange(len(documents)), torch.tensor([len(d) for d in documents]))
@@ -438,8 +495,20 @@ def compiled_decoding_with_own_static_cache(model):
         yield found, full(model, batch[row][mask[row] == 1])[-5:]
 
 
+def compiled_training_step(model):
+    batch = draw(2, 8)
+    expected = _gradient(model, model, batch)
+    found = _gradient(model, torch.compile(model, fullgraph=True, backend="eager"), batch)
+    yield found / expected.std(), expected / expected.std()
+
+
 STATIC = {"cache_implementation": "static"}
 COMPILED: dict[str, Mode] = {
     function.__name__.replace("_", " "): function
-    for function in (compiled_static_cache, compiled_forward, compiled_decoding_with_own_static_cache)
+    for function in (
+        compiled_static_cache,
+        compiled_forward,
+        compiled_decoding_with_own_static_cache,
+        compiled_training_step,
+    )
 }
