@@ -43,11 +43,8 @@ def test_positions_keep_apart_what_is_apart(seed: int) -> None:
             4, 23, torch.device("cpu"), attention_mask=real, position_ids=positions, seq_idx=numbers
         )
         found = dividing_positions(boundaries, given)
-        assert torch.equal(
-            together(found)[token], (one & token[:, None, :])[token] | (together(found) & one)[token]
-        )
-        seen_by_tokens = together(found).tril() & token[:, :, None]
-        assert torch.equal(seen_by_tokens, (one & token[:, None, :]).tril() & token[:, :, None])
+        # What a token sees of what comes before it; padding may see what it will.
+        assert torch.equal(together(found).tril()[token], one.tril()[token])
     kept = dividing_positions(boundaries, positions)
     assert torch.equal(kept[token], positions[token])
 
@@ -91,7 +88,7 @@ def test_documents_are_as_alone(family, shifted, tokens, form, compiled) -> None
 
 @pytest.mark.parametrize("form", FORMS)
 def test_packed_documents_are_not_cached(family, shifted, tokens, form) -> None:
-    with pytest.raises(UnsupportedModelError, match="packed documents cannot be cached.*use_cache=False"):
+    with pytest.raises(UnsupportedModelError, match=r"packed documents cannot be cached.*use_cache=False"):
         shifted(family)(tokens(1, 9), **FORMS[form], use_cache=True)
 
 
@@ -105,7 +102,7 @@ def test_padding_is_cached_as_ever(family, shifted, tokens) -> None:
 
 def test_a_mask_that_numbers_documents_is_refused(family, shifted, tokens) -> None:
     numbers = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 2, 2]])
-    with pytest.raises(UnsupportedModelError, match="holds 2; expected 0 for padding and 1 .* as seq_idx"):
+    with pytest.raises(UnsupportedModelError, match=r"holds 2; expected 0 for padding and 1 .* as seq_idx"):
         shifted(family)(tokens(1, 9), attention_mask=numbers)
 
 
@@ -114,7 +111,7 @@ def test_flash_attention_packs_one_row(family, shifted, tokens, monkeypatch) -> 
     model = shifted(family)
     monkeypatch.setattr(model.base_model, "_is_flash", lambda: True)
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
-    with pytest.raises(UnsupportedModelError, match="in one row only; this batch has 2. Flatten it"):
+    with pytest.raises(UnsupportedModelError, match=r"in one row only; this batch has 2\. Flatten it"):
         model(tokens(2, 9), position_ids=positions)
     model(tokens(1, 9), position_ids=positions)
     assert model.base_model.__class__._is_flash(model.base_model) is False
