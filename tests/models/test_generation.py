@@ -40,6 +40,18 @@ def test_greedy_generation(family, shifted, tokens, full_logits, shift) -> None:
         assert torch.equal(sequence[6:], expected.argmax(-1))
 
 
+def test_assisted_by_its_own_first_layers(family, shifted, tokens, full_logits) -> None:
+    """The library runs the model with fewer layers for a while, by way of its configuration."""
+    model = shifted(family)
+    prompt = tokens(1, 6)
+    made = generate(model, prompt, assistant_early_exit=1)
+    assert torch.equal(made.sequences, generate(model, prompt).sequences)
+    expected = full_logits(model, made.sequences[0])[5:-1]
+    assert close(torch.stack(made.logits, 1)[0], expected)
+    assert model.config.num_hidden_layers > 1
+    assert close(model(prompt, use_cache=True).logits, model(prompt, use_cache=False).logits)
+
+
 @pytest.mark.parametrize("length", [1, 2])
 def test_prompts_shorter_than_the_window(family, shifted, tokens, full_logits, length) -> None:
     model = shifted(family, kvshift.KVShiftConfig(init="paper", window=4))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import (
     Cache,
@@ -27,13 +26,15 @@ Layout = dict[int, RowShapes]
 """What each attention layer of a model keeps, by the layer's place in the cache."""
 
 
-def layout_of(model: nn.Module) -> Layout:
-    """What a shifted model keeps in its cache."""
+def layout_of(model: Any) -> Layout:
+    """What a shifted model keeps in its cache: of as many layers as its configuration says now, for assisted
+    decoding by early exit runs a model's first layers alone."""
     layout: Layout = {}
     for module in model.modules():
         if hasattr(type(module), "unshifted"):  # attention; what holds its taps may be a wrapper of PEFT's
             attention: Any = module
-            layout[attention.layer_idx] = RowShapes.of(attention.kv_shift)
+            if attention.layer_idx < model.config.num_hidden_layers:
+                layout[attention.layer_idx] = RowShapes.of(attention.kv_shift)
     return layout
 
 
@@ -45,12 +46,13 @@ def new_cache(config: PretrainedConfig, layout: Layout) -> Cache:
     return prepare_cache(cache, layout)
 
 
-def prepare_cache(cache: Any, layout: Layout, batch: int | None = None) -> Cache:
+def prepare_cache(cache: Any, layout: Layout, batch: int | None = None, owner: str | None = None) -> Cache:
     """Gives every attention layer of a cache its place for raw rows, in the caller's own object.
 
     Args:
         layout: what the model keeps.
         batch: sequences that will be continued, if known.
+        owner: what the model is known by (`fingerprint`), if it will fill the cache.
 
     Raises:
         UnsupportedModelError: there is no place for raw rows in this kind of cache, or it was filled by
@@ -77,6 +79,7 @@ def prepare_cache(cache: Any, layout: Layout, batch: int | None = None) -> Cache
         elif not torch.compiler.is_compiling():
             _check_rows(layer, shapes, batch)
     if not torch.compiler.is_compiling():
+        _check_owner(cache, owner)
         recurrent = _is_recurrent(cache)
         for index in layout:
             cache.layers[index].recurrent = recurrent
@@ -137,6 +140,18 @@ def _takes_padding_for_tokens(cache: Cache, time: int) -> bool:
         getattr(layer, "is_sliding", False) and layer.get_seq_length() + time > layer.get_max_length()
         for layer in cache.layers
     )
+
+
+def _check_owner(cache: Any, owner: str | None) -> None:
+    """Notes who fills a cache, and refuses one that others have filled."""
+    if owner is None or getattr(cache, "kv_shift_owner", None) == owner:
+        return
+    if hasattr(cache, "kv_shift_owner") and int(cache.get_seq_length()) > 0:
+        raise UnsupportedModelError(
+            f"This cache was filled by another model: by {cache.kv_shift_owner}, and this is {owner} (what "
+            "follows @ tells weights apart). Start from an empty cache, or cache.reset()."
+        )
+    cache.kv_shift_owner = owner
 
 
 def _is_recurrent(cache: Cache) -> bool:

@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from kvshift.errors import UnsupportedModelError
 from kvshift.models.cache import Layout, has_room, layout_of, new_cache, prepare_cache, set_boundaries
 from kvshift.models.families import Family
+from kvshift.models.fingerprint import fingerprint
 from kvshift.models.packing import divided, dividing_positions, marked, mixing
 from kvshift.models.starts import Boundaries, document_starts, find_boundaries, is_4d
 from kvshift.shift import KVShift, KVShiftConfig
@@ -173,9 +174,12 @@ class ShiftedBase(ShiftedModel):
                 packed, is_4d(attention_mask), past_key_values is not None, use_cache
             )
         if past_key_values is not None:
-            past_key_values = prepare_cache(past_key_values, self._cache_layout(), batch)
+            owner = None if torch.compiler.is_compiling() else fingerprint(self)
+            past_key_values = prepare_cache(past_key_values, self._cache_layout(), batch, owner)
         elif self._wants_cache(use_cache):
             past_key_values = new_cache(self.config, self._cache_layout())
+            if not torch.compiler.is_compiling():
+                past_key_values.kv_shift_owner = fingerprint(self)
         if boundaries is None:
             boundaries = find_boundaries(
                 batch,
@@ -204,9 +208,11 @@ class ShiftedBase(ShiftedModel):
         )
 
     def _cache_layout(self: Any) -> Layout:
-        if "kv_shift_layout" not in vars(self):
-            self.kv_shift_layout = layout_of(self)
-        return self.kv_shift_layout
+        layers = self.config.num_hidden_layers
+        known = vars(self).get("kv_shift_layout")
+        if known is None or known[0] != layers:
+            known = self.kv_shift_layout = (layers, layout_of(self))
+        return known[1]
 
     def _wants_cache(self: Any, use_cache: bool | None) -> bool:
         recomputes = self.gradient_checkpointing and self.training
