@@ -26,6 +26,7 @@ def test_a_folder_that_loads(capsys, plain, tmp_path) -> None:
     code, out, err = run(capsys, plain, tmp_path / "out")
     assert (code, err) == (0, "")
     assert "kvshift_llama, 16 taps in 2 layers, 0.00 GB of weights" in out
+    assert "start structured: until it is trained on, the model answers otherwise than before" in out
     model = kvshift.from_pretrained(tmp_path / "out")
     assert model.config.kv_shift == kvshift.KVShiftConfig().to_dict()
 

@@ -120,6 +120,21 @@ def test_an_error_of_the_library_is_told_not_hidden(monkeypatch) -> None:
     assert check.refused == "the library cannot, shifted or not: RuntimeError: shapes do not fit"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            r"quantized \(gptq\)\. Convert",
+        ),
+        ({"auto_map": {"AutoConfig": "x.Y"}}, "brings its own model code"),
+    ],
+)
+def test_what_convert_refuses_is_refused_here(changes, said) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"This 'llama' model .*{said}"):
+        examine(LlamaConfig(**changes))
+
+
 def test_a_refusal_is_neither_pass_nor_failure() -> None:
     check = Check(name="any", error=None, refused="cannot")
     assert not check.passed

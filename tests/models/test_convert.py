@@ -17,6 +17,9 @@ from transformers import (
     BitsAndBytesConfig,
     BloomConfig,
     DeepseekV3Config,
+    Gemma3Config,
+    Gemma3nConfig,
+    T5Config,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -153,8 +156,19 @@ def test_the_guide_lists_every_family() -> None:
 
 def test_check_supported(config, family, shifted) -> None:
     check_supported(config(family))
-    with pytest.raises(UnsupportedModelError, match="'bloom' is not supported; supported: cohere, falcon, "):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"'bloom' is not supported: nobody has .*families\.md tells how to\. Supported: cohere, ",
+    ):
         check_supported(BloomConfig())
+    with pytest.raises(UnsupportedModelError, match="'t5' is not supported: it is an encoder–decoder"):
+        check_supported(T5Config())
+    with pytest.raises(UnsupportedModelError, match=r"Convert the language .* text_config \('gemma3_text'\)"):
+        check_supported(Gemma3Config())
+    with pytest.raises(UnsupportedModelError, match=r"text_config \('gemma3n_text', which is not supported"):
+        check_supported(Gemma3nConfig())
+    with pytest.raises(UnsupportedModelError, match="later layers read the keys and values of earlier ones"):
+        check_supported(Gemma3nConfig().text_config)
     with pytest.raises(
         UnsupportedModelError, match=r"multi-head latent attention .kv_lora_rank=512.*compressed"
     ):

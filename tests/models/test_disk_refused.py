@@ -101,7 +101,7 @@ def test_a_peft_adapter(plain) -> None:
         ({"auto_map": {"AutoConfig": "x.Y"}}, "its own model code .auto_map.*remove auto_map"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized \(gptq\)"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"quantized \(bitsandbytes\)"),
-        ({"model_type": "bloom"}, "'bloom' is not supported; supported: "),
+        ({"model_type": "bloom"}, "'bloom' is not supported: nobody has written its entry"),
         ({"model_type": "no_such_model"}, "'no_such_model' is not one that the installed transformers reads"),
         ({"model_type": None}, "is not one that the installed transformers reads"),
         ({"hidden_size": "wide"}, "is not one that the installed transformers reads"),
@@ -122,6 +122,14 @@ def test_a_peft_adapter(plain) -> None:
 def test_a_configuration(plain, changes, match) -> None:
     change_config(plain, **changes)
     refused(plain, match)
+
+
+def test_whole_numbers_where_a_weight_should_be(plain) -> None:
+    """As many bytes, so that nothing else tells."""
+    change_weights(
+        plain, lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"].view(torch.int32)})
+    )
+    refused(plain, r"lm_head\.weight in model\.safetensors holds I32, and the model needs floating-point")
 
 
 def test_multi_head_latent_attention(tmp_path) -> None:

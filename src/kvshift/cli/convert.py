@@ -77,3 +77,11 @@ def convert(
         markup=False,
         highlight=False,
     )
+    if config.init != "identity":
+        console.print(
+            f"The taps start {config.init}: until it is trained on, the model answers otherwise than before. "
+            "--init identity keeps its answers.",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )

@@ -18,6 +18,7 @@ import kvshift.models as models
 from kvshift.errors import KVShiftError, UnsupportedModelError
 from kvshift.inspection.tiny import VOCABULARY, attention_layers, tiny_config, tiny_model
 from kvshift.models.families import Family, family_of
+from kvshift.models.folder import check_plain
 from kvshift.models.skeleton import skeleton
 from kvshift.shift import KVShiftConfig
 
@@ -83,6 +84,7 @@ def examine(config: PretrainedConfig, shift: KVShiftConfig | None = None) -> Exa
         UnsupportedModelError: the architecture, or this shift of it, cannot be had; with the reason.
     """
     shift = shift or KVShiftConfig()
+    check_plain(config.to_dict(), f"This {config.model_type!r} model")
     family = family_of(config)
     family.check_shift(shift)
     model = skeleton(config, torch.bfloat16)

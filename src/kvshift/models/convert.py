@@ -90,7 +90,7 @@ def _read_config(path: str | Path, where: dict[str, Any]) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"There is no model to load at {str(path)!r}: {reason} Expected a folder that save_pretrained "
+            f"No model can be loaded from {str(path)!r}: {reason} Expected a folder that save_pretrained "
             "wrote, with config.json and safetensors files, or such a model on the hub."
         ) from error
 

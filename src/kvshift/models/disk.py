@@ -137,7 +137,8 @@ def _check_weights(folder: Folder, model: Any) -> str:
     Returns:
         What the files' names lack in front: empty, or the base model's place in a checkpoint saved from it.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if tapped := sorted(name for name in folder.entries if ".kv_shift." in name):
         raise UnsupportedModelError(
             f"{folder.path} holds taps already ({tapped[0]}); it is converted. Convert the checkpoint it was "
@@ -155,6 +156,12 @@ def _check_weights(folder: Folder, model: Any) -> str:
                 f"{name} in {entry.file} has shape {entry.shape}, and by {where} it should be "
                 f"{expected[name]}. The configuration and the weights are not of the same model; download or "
                 "save both again."
+            )
+        if name in state and state[name].is_floating_point() and not entry.is_floating_point:
+            raise UnsupportedModelError(
+                f"{name} in {entry.file} holds {entry.dtype}, and the model needs floating-point numbers "
+                "there. The file is damaged or quantized; download it again, or take the unquantized "
+                "checkpoint."
             )
     if (lacking := next(_missing(model, stored, attention, prefix), None)) is not None:
         raise UnsupportedModelError(

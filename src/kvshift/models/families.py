@@ -220,7 +220,32 @@ def family_of(config: PretrainedConfig) -> Family:
             if reason := family.refused(config):
                 raise UnsupportedModelError(f"This {model_type!r} model cannot be shifted: {reason}.")
             return family
-    raise UnsupportedModelError(f"The architecture {model_type!r} is not supported; supported: {known}.")
+    raise UnsupportedModelError(
+        f"The architecture {model_type!r} is not supported: {_why(config)}. Supported: {known}."
+    )
+
+
+def _why(config: PretrainedConfig) -> str:
+    """Why an architecture has no entry, or what would be needed for one."""
+    if reason := _WITHOUT_ENTRY.get(getattr(config, "model_type", None) or ""):
+        return reason
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder–decoder, whose decoder reads keys that have no order in time"
+    text: Any = getattr(config, "text_config", None)
+    if isinstance(text, PretrainedConfig):
+        known = "" if text.model_type in supported_architectures() else ", which is not supported either"
+        return (
+            "it joins a language model with others. Convert the language model alone, whose configuration is "
+            f"text_config ({text.model_type!r}{known})"
+        )
+    return "nobody has written its entry yet, and docs/guides/families.md tells how to"
+
+
+_WITHOUT_ENTRY = {
+    "gemma3n_text": "its later layers read the keys and values of earlier ones, and the shift would have to "
+    "be placed where those are projected",
+}
+"""What needs more than an entry."""
 
 
 def check_supported(config: PretrainedConfig) -> None:

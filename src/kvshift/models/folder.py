@@ -33,6 +33,10 @@ class Entry:
         return math.prod(self.shape)
 
     @property
+    def is_floating_point(self) -> bool:
+        return self.dtype.startswith(("F", "BF"))
+
+    @property
     def bytes(self) -> int:
         return self.elements * _BYTES.get(self.dtype, 1 if self.dtype.startswith("F8") else 2)
 
@@ -116,19 +120,31 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} ({model_type}) already has KV shift; it cannot be converted twice. Load it with "
             "kvshift.from_pretrained, or convert the checkpoint that it was made from."
         )
+    check_plain(values, str(path))
+    return values
+
+
+def check_plain(values: dict[str, Any], what: str) -> None:
+    """Refuses what cannot be converted whatever its architecture.
+
+    Args:
+        values: a configuration's.
+        what: to be named.
+
+    Raises:
+        UnsupportedModelError: it brings code of its own, or is quantized.
+    """
     if values.get("auto_map"):
         raise UnsupportedModelError(
-            f"{path} brings its own model code (auto_map in config.json), and KV shift cannot enter code it "
+            f"{what} brings its own model code (auto_map in config.json), and KV shift cannot enter code it "
             "does not know. If transformers itself has this architecture, remove auto_map from that file."
         )
-    if values.get("quantization_config"):
-        method = values["quantization_config"]
+    if method := values.get("quantization_config"):
         method = method.get("quant_method", "quantized") if isinstance(method, dict) else "quantized"
         raise UnsupportedModelError(
-            f"{path} is quantized ({method}). Convert the unquantized checkpoint; its taps need training "
+            f"{what} is quantized ({method}). Convert the unquantized checkpoint; its taps need training "
             "before it is quantized."
         )
-    return values
 
 
 def _files(path: Path) -> tuple[tuple[str, ...], dict[str, str] | None, dict[str, Any]]:
