@@ -19,6 +19,8 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,13 +104,19 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run_all(mutations: list[Mutation], jobs: int, keep: Path | None) -> dict[str, str]:
-    """The first test that noticed each; so many run beside each other, in places of their own.
+def commit() -> str:
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def run_all(mutations: list[Mutation], jobs: int, keep: Path | None) -> dict[str, list[str]]:
+    """The first test that noticed each, and the commit; so many run beside each other, in places of their own.
 
     Args:
         keep: a file of what is known, read at first and written as more becomes known.
     """
-    known: dict[str, str] = json.loads(keep.read_text()) if keep and keep.exists() else {}
+    known: dict[str, list[str]] = json.loads(keep.read_text()) if keep and keep.exists() else {}
+    now = commit()
     with tempfile.TemporaryDirectory(prefix="kvshift-mutations-") as folder:
         places: queue.Queue[Path] = queue.Queue()
         for job in range(jobs):
@@ -128,7 +136,7 @@ def run_all(mutations: list[Mutation], jobs: int, keep: Path | None) -> dict[str
                 for done in as_completed(running):
                     (test, seconds), name = done.result(), running[done].name
                     print(f"{'noticed' if test else 'SURVIVED':9} {seconds:4.0f} s  {name}", flush=True)
-                    known[name] = test
+                    known[name] = [test, now]
                     if keep:
                         keep.write_text(json.dumps(known))
             finally:
@@ -150,17 +158,20 @@ def main() -> int:
             print(f"{'fits' if mutation.fits(source) else 'DOES NOT':8} {mutation.name}")
         return 0
     found = run_all(wanted, chosen.jobs, chosen.keep)
-    noticed = sum(bool(found[mutation.name]) for mutation in wanted)
+    noticed = sum(bool(found[mutation.name][0]) for mutation in wanted)
     if not chosen.only:
         rows = []
         for mutation in wanted:
-            test = found[mutation.name]
+            test, at = found[mutation.name]
             by = f"`{test.removeprefix('tests/')}`" if test else "**survived**"
-            rows.append(f"| {mutation.trap} | {mutation.what} | `{mutation.file}` | {by} |")
+            rows.append(f"| {mutation.trap} | {mutation.what} | `{mutation.file}` | {by} | {at} |")
         PAGE.write_text(
             "# Mutations\n\nParts of the code switched off, one by one, by `python benchmarks/mutations.py`, "
-            f"and the first test that noticed. {noticed} of {len(wanted)} were noticed.\n\n"
-            "| trap | what was switched off | file | first test that failed |\n| --- | --- | --- | --- |\n"
+            f"and the first test that noticed. {noticed} of {len(wanted)} were noticed. {date.today()}, PyTorch "
+            f"{version('torch')}, Transformers {version('transformers')}; each at the commit in its line (a run "
+            "goes on from what an earlier one kept).\n\n"
+            "| trap | what was switched off | file | first test that failed | commit |\n"
+            "| --- | --- | --- | --- | --- |\n"
             + "\n".join(rows) + "\n",
             encoding="utf-8",
         )  # fmt: skip
