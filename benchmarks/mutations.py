@@ -110,7 +110,7 @@ def commit() -> str:
 
 
 def run_all(mutations: list[Mutation], jobs: int, keep: Path | None) -> dict[str, list[str]]:
-    """The first test that noticed each, and the commit; so many run beside each other, in places of their own.
+    """The first test that noticed each, and the commit; so many run beside each other, each in its own place.
 
     Args:
         keep: a file of what is known, read at first and written as more becomes known.
@@ -167,9 +167,9 @@ def main() -> int:
             rows.append(f"| {mutation.trap} | {mutation.what} | `{mutation.file}` | {by} | {at} |")
         PAGE.write_text(
             "# Mutations\n\nParts of the code switched off, one by one, by `python benchmarks/mutations.py`, "
-            f"and the first test that noticed. {noticed} of {len(wanted)} were noticed. {date.today()}, PyTorch "
-            f"{version('torch')}, Transformers {version('transformers')}; each at the commit in its line (a run "
-            "goes on from what an earlier one kept).\n\n"
+            f"and the first test that noticed. {noticed} of {len(wanted)} were noticed. {date.today()}, "
+            f"PyTorch {version('torch')}, Transformers {version('transformers')}; each at the commit in its line, for a "
+            "run goes on from what an earlier one kept.\n\n"
             "| trap | what was switched off | file | first test that failed | commit |\n"
             "| --- | --- | --- | --- | --- |\n"
             + "\n".join(rows) + "\n",
