@@ -168,8 +168,8 @@ def main() -> int:
         PAGE.write_text(
             "# Mutations\n\nParts of the code switched off, one by one, by `python benchmarks/mutations.py`, "
             f"and the first test that noticed. {noticed} of {len(wanted)} were noticed. {date.today()}, "
-            f"PyTorch {version('torch')}, Transformers {version('transformers')}; each at the commit in its line, for a "
-            "run goes on from what an earlier one kept.\n\n"
+            f"PyTorch {version('torch')}, Transformers {version('transformers')}; each at the commit in its "
+            "line, for a run goes on from what an earlier one kept.\n\n"
             "| trap | what was switched off | file | first test that failed | commit |\n"
             "| --- | --- | --- | --- | --- |\n"
             + "\n".join(rows) + "\n",
