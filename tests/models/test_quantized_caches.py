@@ -30,7 +30,7 @@ def test_the_error_is_the_quantizers_alone(family, backend) -> None:
         pytest.importorskip("hqq")
     elif not hasattr(cache_utils, "Fp8QuantizedLayer"):
         pytest.skip("this transformers has no such cache")
-    # In float64, so that the last bit of a sum does not decide to which of sixteen numbers a value is rounded.
+    # In float64, so that the last bit of a sum does not decide to which of 16 numbers a value is rounded.
     shifted = make_shifted(family, kvshift.KVShiftConfig(init="paper"), dtype=torch.float64, **WIDER)
     by_hand = shift_by_hand(make_vanilla(family, **WIDER).double(), shifted)
     found, expected = (
