@@ -49,6 +49,17 @@ def test_positions_keep_apart_what_is_apart(seed: int) -> None:
     assert torch.equal(kept[token], positions[token])
 
 
+def test_a_document_does_not_go_on_from_the_padding_before_it(family, shifted, tokens) -> None:
+    """Positions that begin at 1, after padding at 0."""
+    model, batch = shifted(family), tokens(1, 9)
+    positions = torch.tensor([[0, 0, 1, 2, 3, 4, 1, 2, 3]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        found = model(batch, attention_mask=mask, position_ids=positions).logits
+        for part in (slice(2, 6), slice(6, 9)):
+            assert (found[:, part] - model(batch[:, part], use_cache=False).logits).abs().max() < 1e-4
+
+
 def test_divided_looks_at_tokens_alone() -> None:
     starts = torch.tensor([[False, False, True, False, False]])
     assert divided(starts, None)
