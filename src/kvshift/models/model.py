@@ -246,7 +246,7 @@ class ShiftedBase(ShiftedModel):
         past = 0 if cache is None else int(cache.get_seq_length())
         real = None
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-            real = attention_mask[:, past : past + time] != 0
+            real = (attention_mask[:, past : past + time] != 0).to(places[0].device)
             if real.shape != shape:  # to be refused by who looks at the mask
                 return False
         return divided(starts, real)
