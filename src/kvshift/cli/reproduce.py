@@ -77,11 +77,12 @@ def reproduce(
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
+    known = cast("Scale", scale)
     with console.status("starting") as status:
         shown = console.is_terminal
         outcomes = do(
             chosen(name),
-            cast("Scale", scale),
+            known,
             out,
             say,
             text or (),
@@ -91,7 +92,7 @@ def reproduce(
         )
     _show(outcomes, console)
     if report:
-        page = render(every_outcome(ResultsFolder(out, cast("Scale", scale)), outcomes))
+        page = render(every_outcome(ResultsFolder(out, known), outcomes))
         write_atomically(out / "report.html", page.encode())
         console.print(f"Written: {out / 'report.html'}", soft_wrap=True)
 
