@@ -12,7 +12,6 @@ import json
 import math
 import multiprocessing
 import os
-import subprocess
 import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,12 +19,14 @@ from pathlib import Path
 
 import torch
 import transformers
+from checkout import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "models.md"
 sys.path.insert(0, str(ROOT / "tests" / "models" / "helpers"))
 
-from modes import COMPILED, MODES, Mode  # noqa: E402
+from compiled_modes import COMPILED  # noqa: E402
+from modes import MODES, Mode  # noqa: E402
 from tiny_models import TINY, make_shifted, make_vanilla  # noqa: E402
 
 import kvshift  # noqa: E402
@@ -119,11 +120,6 @@ def write(section: str, text: str) -> None:
     else:
         page = page.rstrip("\n") + "\n\n" + block
     PAGE.write_text(page, encoding="utf-8")
-
-
-def commit() -> str:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def main() -> None:

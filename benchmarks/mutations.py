@@ -23,6 +23,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from checkout import commit
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "mutations.md"
 LIST = Path(__file__).with_suffix(".toml")
@@ -102,11 +104,6 @@ def copied(folder: Path) -> Path:
         else:
             shutil.copy(source, folder)
     return folder
-
-
-def commit() -> str:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def run_all(mutations: list[Mutation], jobs: int, keep: Path | None) -> dict[str, list[str]]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from modes import COMPILED, MODES, draw, error
+from compiled_modes import COMPILED
+from modes import MODES, draw, error
 from tiny_models import TINY, make_shifted, make_vanilla
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 import transformers
-from modes import COMPILED, MODES, error
+from compiled_modes import COMPILED
+from modes import MODES, error
 from tiny_models import TINY, make_shifted, make_vanilla
 
 import kvshift

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 import torch
 from tiny_models import VOCABULARY, make_vanilla
 from transformers import (
-    CompileConfig,
     DataCollatorWithFlattening,
     DynamicCache,
     PreTrainedModel,
@@ -409,16 +408,16 @@ def packed_beside_a_mask(model):
 @mode
 def gradient_checkpointing(model):
     batch = draw(2, 8)
-    expected = _gradient(model, model, batch)
+    expected = gradient(model, model, batch)
     model.gradient_checkpointing_enable()
     try:
-        found = _gradient(model, model, batch)
+        found = gradient(model, model, batch)
     finally:
         model.gradient_checkpointing_disable()
     yield found / expected.std(), expected / expected.std()
 
 
-def _gradient(model: PreTrainedModel, run: Callable, batch: torch.Tensor) -> torch.Tensor:
+def gradient(model: PreTrainedModel, run: Callable, batch: torch.Tensor) -> torch.Tensor:
     """Of every parameter, by `run`, which is `model`, perhaps compiled."""
     model.zero_grad()
     model.train()
@@ -456,59 +455,3 @@ def inputs_embeds(model):
 def window_larger_than_the_sequence(model):
     yield from each(model, model(draw(2, 1)).logits, draw(2, 1))
     yield from made_logits(model, generate(model, draw(1, 2)), [2])
-
-
-def everywhere(**settings) -> CompileConfig:
-    """Compiles on the CPU too, and fails where a graph breaks."""
-    config = CompileConfig(fullgraph=True, dynamic=None, backend="eager", mode=None, **settings)
-    config._compile_all_devices = True
-    return config
-
-
-def compiled_static_cache(model):
-    lengths = [6, 3]
-    batch, mask = padded([draw(n, seed=n) for n in lengths], "left")
-    made = generate(model, batch, attention_mask=mask, **STATIC, compile_config=everywhere())
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    yield from made_logits(model, made, lengths)
-
-
-def compiled_forward(model):
-    batch = draw(2, 8)
-    yield from each(model, torch.compile(model, fullgraph=True, backend="eager")(batch).logits, batch)
-
-
-def compiled_decoding_with_own_static_cache(model):
-    """The user's own loop: the prompt as it is, each further token in a compiled graph."""
-    lengths = [6, 3]
-    batch, mask = padded([draw(n + 4, seed=n) for n in lengths], "left")
-    cache = StaticCache(config=model.config, max_cache_len=12)
-    prompt = {"attention_mask": mask[:, :6], "position_ids": (mask[:, :6].cumsum(1) - 1).clamp(min=0)}
-    logits = [model(batch[:, :6], **prompt, past_key_values=cache).logits[:, -1:]]
-    step = torch.compile(model, fullgraph=True, backend="eager")
-    for column in range(6, 10):
-        positions = mask[:, : column + 1].sum(1, keepdim=True) - 1
-        inputs = {"position_ids": positions, "past_key_values": cache}
-        whole = torch.nn.functional.pad(mask[:, : column + 1], (0, 11 - column))  # of one size at all steps
-        logits.append(step(batch[:, column : column + 1], attention_mask=whole, **inputs).logits)
-    for row, found in enumerate(torch.cat(logits, 1)):
-        yield found, full(model, batch[row][mask[row] == 1])[-5:]
-
-
-def compiled_training_step(model):
-    batch = draw(2, 8)
-    expected = _gradient(model, model, batch)
-    found = _gradient(model, torch.compile(model, fullgraph=True, backend="eager"), batch)
-    yield found / expected.std(), expected / expected.std()
-
-
-STATIC = {"cache_implementation": "static"}
-COMPILED: dict[str, Mode] = {
-    function.__name__.replace("_", " "): function
-    for function in (
-        compiled_static_cache,
-        compiled_forward,
-        compiled_decoding_with_own_static_cache,
-        compiled_training_step,
-    )
-}
