@@ -39,13 +39,18 @@ def microseconds(call: Callable[[], object]) -> float:
 
 
 def sweep(
-    name: str, module: Any, across: tuple[int, ...], call: Callable[[], object], floor: float, only: str
+    name: str,
+    module: Any,
+    tile: str,
+    across: tuple[int, ...],
+    call: Callable[[], object],
+    floor: float,
+    only: str,
 ) -> None:
     """Prints the best five choices and today's; `floor` in microseconds."""
     if only not in name:
         return
-    backward = "backward" in name
-    tile = "_BACKWARD" if backward else "_FORWARD"
+    backward = tile == "_BACKWARD"  # where programs add up
     today = getattr(module, tile), module._MOST_BLOCKS
     timed: list[tuple[float, Choice]] = []
     for choice in (today, *choices(across, backward)):
@@ -74,30 +79,50 @@ def main() -> None:
     q, k, v, k_taps, v_taps = (x.detach() for x in (case.q, case.k, case.v, case.k_taps, case.v_taps))
     dq, dk, dv = case.gradients
     of_q, of_k = q.numel() * 2, k.numel() * 2
+    no_q, no_kv = q.new_empty(*q.shape[:2], 0, HEAD_DIM), k.new_empty(*k.shape[:2], 0, HEAD_DIM)
     print(f"{torch.cuda.get_device_name()}, {shape.name}, copy {rate / 1e12:.2f} TB/s")
 
     shift = (k, k_taps, v, v_taps, case.starts, None, None)
     turn = (k, v, k_taps, v_taps, case.cos, case.sin, None, None, case.starts, None, None, 0.0, False)
     back = (dk, k, k_taps, dv, v, v_taps, *shift[4:])
-    for name, module, across, call, count in (
-        ("shift", shift_alone, CHANNELS, lambda: OPERATORS.shift(*shift), 4 * of_k),
-        ("shift, backward", shift_alone, CHANNELS, lambda: OPERATORS.shift_backward(*back), 6 * of_k),
+    for name, module, tile, across, call, count in (
+        ("shift", shift_alone, "_FORWARD", CHANNELS, lambda: OPERATORS.shift(*shift), 4 * of_k),
+        (
+            "shift, backward",
+            shift_alone,
+            "_BACKWARD",
+            CHANNELS,
+            lambda: OPERATORS.shift_backward(*back),
+            6 * of_k,
+        ),
         (
             "shift + rotary",
             shift_rotary,
+            "_FORWARD",
             HEADS,
             lambda: OPERATORS.shift_rotary(q, *turn),
             2 * of_q + 4 * of_k,
         ),
         (
-            "shift + rotary, backward",
+            "shift + rotary, backward, queries",
             shift_rotary,
+            "_QUERIES_BACKWARD",
             HEADS,
-            lambda: OPERATORS.shift_rotary_backward(dq, dk, dv, None, *turn),
-            2 * of_q + 6 * of_k,
+            lambda: OPERATORS.shift_rotary_backward(
+                dq, no_kv, no_kv, None, no_kv, no_kv, None, None, *turn[4:]
+            ),
+            2 * of_q,
+        ),
+        (
+            "shift + rotary, backward, keys and values",
+            shift_rotary,
+            "_BACKWARD",
+            HEADS,
+            lambda: OPERATORS.shift_rotary_backward(no_q, dk, dv, None, *turn),
+            6 * of_k,
         ),
     ):
-        sweep(name, module, across, call, count / rate * 1e6, chosen.only)
+        sweep(name, module, tile, across, call, count / rate * 1e6, chosen.only)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What `rotary_kernels.py` does, backwards, in one launch; its formulas and bytes are there."""
+"""What `rotary_kernels.py` does, backwards; its formulas and bytes are there.
+
+Queries have a launch of their own: keys and values need many registers, and a program that may be either kind
+reserves them for both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from kvshift.kernels.rotary_kernels import (
     norm_weights,
     pairs,
     root_of,
-    slot_of,
     store_pairs,
 )
 from kvshift.kernels.rows import before, head_offsets, kept_if, place_of, unbroken
@@ -163,23 +166,64 @@ def _shifted_back(
 
 
 @triton.jit
-def backward_kernel(
-    p_dq_out, p_dk_out, p_dv_out,  # gradients of the results
-    p_q, p_k, p_v,  # q only if it is normed
+def queries_backward_kernel(
+    p_dq_out,  # (batch, time, heads, head_dim): the gradient of the result
+    p_q,  # only if it is normed
+    p_cos, p_sin, p_norm,
+    p_dq,  # like q, contiguous
+    p_norm_sums,  # (programs, groups, head_dim) float32: parts of the norm's gradient
+    rows, time, heads, head_dim, blocks, eps,
+    q_batch, q_time, q_head,  # strides
+    d_batch, d_time, d_head,
+    a_batch, a_time,
+    NORM: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(1)
+    first = group * HEADS
+    one, other, m_pair, turns = pairs(head_dim, ROTARY, INTERLEAVED, PAIRS)
+    norm_one = tl.zeros((ROWS, PAIRS), dtype=tl.float32)
+    norm_other = norm_one
+    for block in range(blocks):
+        row = (tl.program_id(0) * blocks + block) * ROWS + tl.arange(0, ROWS)
+        m_row = row < rows
+        batch, at = place_of(row, time)
+        cos, sin = angles(p_cos, p_sin, batch, at, m_row, one, turns, a_batch, a_time)
+        for head in range(first, min(first + HEADS, heads)):
+            d_one, d_other = _turned_back(
+                p_dq_out, cos, sin, batch, at, m_row, head, one, other, m_pair, d_batch, d_time, d_head, True
+            )
+            if NORM:
+                o_one, o_other = head_offsets(head, one, q_head), head_offsets(head, other, q_head)
+                h_one = head_rows(p_q, batch, at, m_row, o_one, m_pair, q_batch, q_time)
+                h_other = head_rows(p_q, batch, at, m_row, o_other, m_pair, q_batch, q_time)
+                d_one, d_other, w_one, w_other = _norm_back(
+                    d_one, d_other, h_one, h_other, p_norm, one, other, m_pair, head_dim, eps
+                )
+                norm_one += w_one
+                norm_other += w_other
+            o_dq = (row.to(tl.int64) * heads + head) * head_dim
+            store_pairs(p_dq, o_dq, one, other, m_row, m_pair, d_one, d_other)
+    if NORM:
+        p_norm_sums += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + group) * head_dim
+        tl.store(p_norm_sums + one, tl.sum(norm_one, axis=0), mask=m_pair)
+        tl.store(p_norm_sums + other, tl.sum(norm_other, axis=0), mask=m_pair)
+
+
+@triton.jit
+def keys_values_backward_kernel(
+    p_dk_out, p_dv_out,  # gradients of the results
+    p_k, p_v,
     p_k_taps, p_v_taps,
-    p_cos, p_sin,
-    p_q_norm, p_k_norm,
+    p_cos, p_sin, p_norm,
     p_starts,
     p_k_state, p_v_state,
-    p_dq, p_dk, p_dv,  # like q, k, v, contiguous
-    p_k_sums, p_v_sums,  # (programs, window, kv_heads, head_dim) float32: parts of the taps' gradients
-    p_q_norm_sums,  # (programs, groups, head_dim) float32: parts of the norms' gradients
-    p_k_norm_sums,  # (programs, kv_heads, head_dim) float32
-    rows, time, q_heads, kv_heads, head_dim, blocks, eps,
-    q_batch, q_time, q_head,
+    p_dk, p_dv,  # like k and v, contiguous
+    p_k_sums, p_v_sums,  # (programs, window, heads, head_dim) float32: parts of the taps' gradients
+    p_norm_sums,  # (programs, heads, head_dim) float32: of the keys' norm
+    rows, time, heads, head_dim, blocks, eps,
     k_batch, k_time, k_head,
     v_batch, v_time, v_head,
-    dq_batch, dq_time, dq_head,
     dk_batch, dk_time, dk_head,
     dv_batch, dv_time, dv_head,
     a_batch, a_time,
@@ -187,52 +231,22 @@ def backward_kernel(
     WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr, STARTS: tl.constexpr, STATE: tl.constexpr,
     ROTARY: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    q_groups = tl.cdiv(q_heads, HEADS)
-    which, group = slot_of(tl.program_id(1), q_groups, tl.cdiv(kv_heads, HEADS))
-    first = group * HEADS
-    if which == 0:
-        one, other, m_pair, turns = pairs(head_dim, ROTARY, INTERLEAVED, PAIRS)
-        norm_one = tl.zeros((ROWS, PAIRS), dtype=tl.float32)
-        norm_other = norm_one
-        for block in range(blocks):
-            row = (tl.program_id(0) * blocks + block) * ROWS + tl.arange(0, ROWS)
-            m_row = row < rows
-            batch, at = place_of(row, time)
-            cos, sin = angles(p_cos, p_sin, batch, at, m_row, one, turns, a_batch, a_time)
-            for head in range(first, min(first + HEADS, q_heads)):
-                d_one, d_other = _turned_back(
-                    p_dq_out, cos, sin, batch, at, m_row, head, one, other, m_pair, dq_batch, dq_time,
-                    dq_head, True,
-                )  # fmt: skip
-                if NORM:
-                    h_one, h_other = maybe_shifted(
-                        p_q, p_q, p_starts, p_q, row, batch, at, m_row, head, one, other, m_pair, head_dim,
-                        q_heads, q_batch, q_time, q_head, False, WINDOW, PER_CHANNEL, STARTS, STATE,
-                    )  # fmt: skip
-                    d_one, d_other, w_one, w_other = _norm_back(
-                        d_one, d_other, h_one, h_other, p_q_norm, one, other, m_pair, head_dim, eps
-                    )
-                    norm_one += w_one
-                    norm_other += w_other
-                o_dq = (row.to(tl.int64) * q_heads + head) * head_dim
-                store_pairs(p_dq, o_dq, one, other, m_row, m_pair, d_one, d_other)
-        if NORM:
-            p_q_norm_sums += (tl.program_id(0).to(tl.int64) * q_groups + group) * head_dim
-            tl.store(p_q_norm_sums + one, tl.sum(norm_one, axis=0), mask=m_pair)
-            tl.store(p_q_norm_sums + other, tl.sum(norm_other, axis=0), mask=m_pair)
-    elif which == 1:
-        for head in range(first, min(first + HEADS, kv_heads)):
+    groups = tl.cdiv(heads, HEADS)
+    of_values = tl.program_id(1) >= groups
+    first = (tl.program_id(1) - tl.where(of_values, groups, 0)) * HEADS
+    if of_values:
+        for head in range(first, min(first + HEADS, heads)):
             _shifted_back(
-                p_dk_out, p_k, p_k_taps, p_cos, p_sin, p_k_norm, p_starts, p_k_state, p_dk, p_k_sums,
-                p_k_norm_sums, rows, time, kv_heads, head_dim, head, blocks, eps, k_batch, k_time, k_head,
-                dk_batch, dk_time, dk_head, a_batch, a_time,
-                SHIFT_K, True, NORM, INTERLEAVED, WINDOW, PER_CHANNEL, STARTS, STATE, ROTARY, ROWS, PAIRS,
-            )  # fmt: skip
-    else:
-        for head in range(first, min(first + HEADS, kv_heads)):
-            _shifted_back(
-                p_dv_out, p_v, p_v_taps, p_cos, p_sin, p_k_norm, p_starts, p_v_state, p_dv, p_v_sums,
-                p_k_norm_sums, rows, time, kv_heads, head_dim, head, blocks, eps, v_batch, v_time, v_head,
+                p_dv_out, p_v, p_v_taps, p_cos, p_sin, p_norm, p_starts, p_v_state, p_dv, p_v_sums,
+                p_norm_sums, rows, time, heads, head_dim, head, blocks, eps, v_batch, v_time, v_head,
                 dv_batch, dv_time, dv_head, a_batch, a_time,
                 SHIFT_V, False, False, INTERLEAVED, WINDOW, PER_CHANNEL, STARTS, STATE, ROTARY, ROWS, PAIRS,
+            )  # fmt: skip
+    else:
+        for head in range(first, min(first + HEADS, heads)):
+            _shifted_back(
+                p_dk_out, p_k, p_k_taps, p_cos, p_sin, p_norm, p_starts, p_k_state, p_dk, p_k_sums,
+                p_norm_sums, rows, time, heads, head_dim, head, blocks, eps, k_batch, k_time, k_head,
+                dk_batch, dk_time, dk_head, a_batch, a_time,
+                SHIFT_K, True, NORM, INTERLEAVED, WINDOW, PER_CHANNEL, STARTS, STATE, ROTARY, ROWS, PAIRS,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Keys shifted, normed and rotated, values shifted, queries normed and rotated: one launch each way.
+"""Keys shifted, normed and rotated, values shifted, queries normed and rotated: one launch.
 
 Rotary embedding reads and writes queries and keys anyway, so shifting the keys costs no memory traffic.
 Bytes: forward reads and writes each of q, k, v once; backward reads the three gradients and the raw k and v

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvshift.kernels.registry import differentiable, operator
-from kvshift.kernels.rotary_backward import backward_kernel
+from kvshift.kernels.rotary_backward import keys_values_backward_kernel, queries_backward_kernel
 from kvshift.kernels.rotary_kernels import forward_kernel
 from kvshift.kernels.rows import (
     Tile,
@@ -26,34 +26,17 @@ from kvshift.kernels.rows import (
 # What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md).
 _FORWARD = Tile(rows=16, across=2, warps=4)
 _BACKWARD = Tile(rows=8, across=2, warps=2)
+_QUERIES_BACKWARD = Tile(rows=16, across=2, warps=4)
 _MOST_NUMBERS = 32  # of a tile in a thread's registers: heads of 256 take more warps
 _MOST_BLOCKS = 16  # of rows that one program of the backward adds up
 
 
-def _constants(
-    tile: Tile,
-    k: Tensor,
-    k_taps: Tensor | None,
-    v_taps: Tensor | None,
-    cos: Tensor,
-    k_norm: Tensor | None,
-    starts: Tensor | None,
-    k_state: Tensor | None,
-    v_state: Tensor | None,
-    interleaved: bool,
-) -> dict[str, Any]:
+def _rotation(tile: Tile, x: Tensor, cos: Tensor, norm: Tensor | None, interleaved: bool) -> dict[str, Any]:
     """What a kernel is compiled for."""
-    taps = v_taps if k_taps is None else k_taps
-    pairs = next_power_of_2(k.shape[-1] // 2)
+    pairs = next_power_of_2(x.shape[-1] // 2)
     return {
-        "SHIFT_K": k_taps is not None,
-        "SHIFT_V": v_taps is not None,
-        "NORM": k_norm is not None,
+        "NORM": norm is not None,
         "INTERLEAVED": interleaved,
-        "WINDOW": 2 if taps is None else taps.shape[-1],
-        "PER_CHANNEL": taps is not None and taps.dim() == 3,
-        "STARTS": starts is not None,
-        "STATE": k_state is not None or v_state is not None,
         "ROTARY": cos.shape[-1],
         "ROWS": tile.rows,
         "HEADS": tile.across,
@@ -62,9 +45,23 @@ def _constants(
     }
 
 
-def _slots(tile: Tile, q_heads: int, kv_heads: int) -> int:
-    """How many groups of heads there are of queries, keys and values."""
-    return ceil_div(q_heads, tile.across) + 2 * ceil_div(kv_heads, tile.across)
+def _shift(
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    starts: Tensor | None,
+    k_state: Tensor | None,
+    v_state: Tensor | None,
+) -> dict[str, Any]:
+    """What a kernel that also shifts is compiled for."""
+    taps = v_taps if k_taps is None else k_taps
+    return {
+        "SHIFT_K": k_taps is not None,
+        "SHIFT_V": v_taps is not None,
+        "WINDOW": 2 if taps is None else taps.shape[-1],
+        "PER_CHANNEL": taps is not None and taps.dim() == 3,
+        "STARTS": starts is not None,
+        "STATE": k_state is not None or v_state is not None,
+    }
 
 
 def _launch(
@@ -87,7 +84,8 @@ def _launch(
     batch, time, kv_heads, head_dim = k.shape
     rows, q_heads = batch * time, q.shape[2]
     if rows:
-        forward_kernel[ceil_div(rows, _FORWARD.rows), _slots(_FORWARD, q_heads, kv_heads)](
+        slots = ceil_div(q_heads, _FORWARD.across) + 2 * ceil_div(kv_heads, _FORWARD.across)
+        forward_kernel[ceil_div(rows, _FORWARD.rows), slots](
             q, k, v,
             or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
@@ -97,7 +95,8 @@ def _launch(
             *out,
             rows, time, q_heads, kv_heads, head_dim, eps,
             *strides(q), *strides(k), *strides(v), *angle_strides(cos),
-            **_constants(_FORWARD, k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved),
+            **_rotation(_FORWARD, k, cos, k_norm, interleaved),
+            **_shift(k_taps, v_taps, starts, k_state, v_state),
         )  # fmt: skip
     return out
 
@@ -125,46 +124,86 @@ def _launch_backward(
     eps: float,
     interleaved: bool,
 ) -> tuple[Tensor, ...]:
-    dq, dk, dv = _fake(dq_out, k, v)
-    constants = _constants(_BACKWARD, k, k_taps, v_taps, cos, k_norm, starts, k_state, v_state, interleaved)
-    batch, time, kv_heads, head_dim = k.shape
-    rows, q_heads = batch * time, dq_out.shape[2]
-    slots = _slots(_BACKWARD, q_heads, kv_heads)
-    blocks = blocks_a_program(ceil_div(rows, _BACKWARD.rows), slots, _MOST_BLOCKS)
-    programs = ceil_div(rows, _BACKWARD.rows * blocks)
+    dq, dq_norm = _queries_backward(dq_out, q, cos, sin, q_norm, eps, interleaved)
+    dk, dv, dk_taps, dv_taps, dk_norm = _keys_values_backward(
+        dk_out, dv_out, k, v, k_taps, v_taps, cos, sin, k_norm, starts, k_state, v_state, eps, interleaved
+    )
+    return dq, dk, dv, dk_taps, dv_taps, dq_norm, dk_norm
 
-    def sums(wanted: bool, *shape: int) -> Tensor:
-        return k.new_empty(programs, *shape, head_dim, dtype=torch.float32) if wanted else k.new_empty(0)
 
-    k_sums = sums(k_taps is not None, constants["WINDOW"], kv_heads)
-    v_sums = sums(v_taps is not None, constants["WINDOW"], kv_heads)
-    q_norm_sums = sums(q_norm is not None, ceil_div(q_heads, _BACKWARD.across))
-    k_norm_sums = sums(k_norm is not None, kv_heads)
-    if rows:
-        backward_kernel[programs, slots](
-            dq_out, dk_out, dv_out,
-            or_any(q, dq_out), k, v,
+def _queries_backward(
+    dq_out: Tensor,
+    q: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    norm: Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    dq = dq_out.new_empty(dq_out.shape)
+    batch, time, heads, head_dim = dq.shape
+    rows, tile = batch * time, _QUERIES_BACKWARD
+    groups = ceil_div(heads, tile.across)
+    most = 1 if norm is None else _MOST_BLOCKS  # without sums nothing is gained by more
+    blocks = blocks_a_program(ceil_div(rows, tile.rows), groups, most)
+    programs = ceil_div(rows, tile.rows * blocks)
+    norm_sums = dq.new_empty(0 if norm is None else (programs, groups, head_dim), dtype=torch.float32)
+    if rows and heads:
+        raw = or_any(q, dq_out)
+        queries_backward_kernel[programs, groups](
+            dq_out, raw, cos, sin, or_any(norm, dq_out), dq, norm_sums,
+            rows, time, heads, head_dim, blocks, eps,
+            *strides(raw), *strides(dq_out), *angle_strides(cos),
+            **_rotation(tile, dq, cos, norm, interleaved),
+        )  # fmt: skip
+    return dq, _norm_gradient(norm_sums, norm)
+
+
+def _keys_values_backward(
+    dk_out: Tensor,
+    dv_out: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_taps: Tensor | None,
+    v_taps: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    norm: Tensor | None,
+    starts: Tensor | None,
+    k_state: Tensor | None,
+    v_state: Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> tuple[Tensor, ...]:
+    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+    batch, time, heads, head_dim = k.shape
+    rows, tile = batch * time, _BACKWARD
+    slots = 2 * ceil_div(heads, tile.across)
+    blocks = blocks_a_program(ceil_div(rows, tile.rows), slots, _MOST_BLOCKS)
+    programs = ceil_div(rows, tile.rows * blocks)
+    constants = _rotation(tile, k, cos, norm, interleaved) | _shift(k_taps, v_taps, starts, k_state, v_state)
+
+    def sums(parameter: Tensor | None, *shape: int) -> Tensor:
+        return k.new_empty(0 if parameter is None else (programs, *shape, head_dim), dtype=torch.float32)
+
+    k_sums, v_sums = (sums(taps, constants["WINDOW"], heads) for taps in (k_taps, v_taps))
+    norm_sums = sums(norm, heads)
+    if rows and heads:
+        keys_values_backward_kernel[programs, slots](
+            dk_out, dv_out, k, v,
             or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
-            or_any(q_norm, k), or_any(k_norm, k),
+            or_any(norm, k),
             as_bytes(starts, k),
             or_any(k_state, k), or_any(v_state, v),
-            dq, dk, dv,
-            k_sums, v_sums, q_norm_sums, k_norm_sums,
-            rows, time, q_heads, kv_heads, head_dim, blocks, eps,
-            *strides(or_any(q, dq_out)), *strides(k), *strides(v),
-            *strides(dq_out), *strides(dk_out), *strides(dv_out), *angle_strides(cos),
+            dk, dv,
+            k_sums, v_sums, norm_sums,
+            rows, time, heads, head_dim, blocks, eps,
+            *strides(k), *strides(v), *strides(dk_out), *strides(dv_out), *angle_strides(cos),
             **constants,
         )  # fmt: skip
-    return (
-        dq,
-        dk,
-        dv,
-        _taps_gradient(k_sums, k_taps),
-        _taps_gradient(v_sums, v_taps),
-        _norm_gradient(q_norm_sums, q_norm),
-        _norm_gradient(k_norm_sums, k_norm),
-    )
+    taps_gradients = _taps_gradient(k_sums, k_taps), _taps_gradient(v_sums, v_taps)
+    return dk, dv, *taps_gradients, _norm_gradient(norm_sums, norm)
 
 
 def _fake_backward(dq_out: Tensor, dk_out: Tensor, dv_out: Tensor, *saved: Any) -> tuple[Tensor, ...]:

@@ -34,24 +34,20 @@ def main() -> None:
     target = GPUTarget("cuda", 90, 32)
     for window, full in itertools.product((2, 4), (False, True)):
         shared = {"WINDOW": window, "PER_CHANNEL": full, "STARTS": full}
-        turn = {
-            "SHIFT_K": True,
-            "SHIFT_V": full,
-            "NORM": full,
-            "INTERLEAVED": full,
-            "ROTARY": 64,
-            "PAIRS": 32,
-        }
+        turn = {"NORM": full, "INTERLEAVED": full, "ROTARY": 64, "PAIRS": 32}
+        both = {"SHIFT_K": True, "SHIFT_V": full}
         ones = {"time": 1} if full else {}
         tile = {**shared, **ones, "STATE": full, "ROWS": 16}
         alone = {**tile, "CHANNELS": 128}
-        rotary = {**tile, **turn, "HEADS": 4, **({"kv_heads": 1} if full else {})}
-        blocks = {"blocks": 1} if full else {}
+        turned = {**turn, **ones, "ROWS": 16, "HEADS": 4}
+        rotary = {**tile, **turned, **both}
+        blocks = {"blocks": 1, "heads": 1} if full else {}
         compile_for(target, shift_alone._forward_kernel, alone)
-        compile_for(target, shift_alone._backward_kernel, {**alone, **blocks})
-        compile_for(target, rotary_kernels.forward_kernel, rotary)
-        compile_for(target, rotary_backward.backward_kernel, {**rotary, **blocks})
-        compile_for(target, decode._kernel, {**shared, **turn, **ones, "ROWS": 1 if full else 2})
+        compile_for(target, shift_alone._backward_kernel, {**alone, **({"blocks": 1} if full else {})})
+        compile_for(target, rotary_kernels.forward_kernel, {**rotary, **({"kv_heads": 1} if full else {})})
+        compile_for(target, rotary_backward.queries_backward_kernel, {**turned, **blocks})
+        compile_for(target, rotary_backward.keys_values_backward_kernel, {**rotary, **blocks})
+        compile_for(target, decode._kernel, {**shared, **turn, **both, **ones, "ROWS": 1 if full else 2})
 
 
 if __name__ == "__main__":
