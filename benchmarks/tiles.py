@@ -35,7 +35,7 @@ def choices(across: tuple[int, ...], backward: bool) -> Iterator[Choice]:
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    return 1000 * triton.testing.do_bench(call, warmup=5, rep=20, return_mode="median")
+    return 1000 * triton.testing.do_bench_cudagraph(call, rep=10, return_mode="median")  # without the host
 
 
 def sweep(

@@ -219,7 +219,7 @@ def keys_values_backward_kernel(
     p_starts,
     p_k_state, p_v_state,
     p_dk, p_dv,  # like k and v, contiguous
-    p_k_sums, p_v_sums,  # (programs, window, heads, head_dim) float32: parts of the taps' gradients
+    p_sums,  # (1 or 2 that are shifted, programs, window, heads, head_dim) float32: of the taps' gradients
     p_norm_sums,  # (programs, heads, head_dim) float32: of the keys' norm
     rows, time, heads, head_dim, blocks, eps,
     k_batch, k_time, k_head,
@@ -235,9 +235,11 @@ def keys_values_backward_kernel(
     of_values = tl.program_id(1) >= groups
     first = (tl.program_id(1) - tl.where(of_values, groups, 0)) * HEADS
     if of_values:
+        if SHIFT_K:
+            p_sums += tl.num_programs(0).to(tl.int64) * WINDOW * heads * head_dim
         for head in range(first, min(first + HEADS, heads)):
             _shifted_back(
-                p_dv_out, p_v, p_v_taps, p_cos, p_sin, p_norm, p_starts, p_v_state, p_dv, p_v_sums,
+                p_dv_out, p_v, p_v_taps, p_cos, p_sin, p_norm, p_starts, p_v_state, p_dv, p_sums,
                 p_norm_sums, rows, time, heads, head_dim, head, blocks, eps, v_batch, v_time, v_head,
                 dv_batch, dv_time, dv_head, a_batch, a_time,
                 SHIFT_V, False, False, INTERLEAVED, WINDOW, PER_CHANNEL, STARTS, STATE, ROTARY, ROWS, PAIRS,
@@ -245,7 +247,7 @@ def keys_values_backward_kernel(
     else:
         for head in range(first, min(first + HEADS, heads)):
             _shifted_back(
-                p_dk_out, p_k, p_k_taps, p_cos, p_sin, p_norm, p_starts, p_k_state, p_dk, p_k_sums,
+                p_dk_out, p_k, p_k_taps, p_cos, p_sin, p_norm, p_starts, p_k_state, p_dk, p_sums,
                 p_norm_sums, rows, time, heads, head_dim, head, blocks, eps, k_batch, k_time, k_head,
                 dk_batch, dk_time, dk_head, a_batch, a_time,
                 SHIFT_K, True, NORM, INTERLEAVED, WINDOW, PER_CHANNEL, STARTS, STATE, ROTARY, ROWS, PAIRS,

@@ -34,6 +34,7 @@ from kvshift.kernels.rows import (
     tap_offsets,
     unbroken,
 )
+from kvshift.kernels.sums import taps_gradients
 
 # What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md); several others are as fast.
 _FORWARD = Tile(rows=4, across=512, warps=4)
@@ -201,9 +202,7 @@ def _launch_backward(
     x_state: Tensor | None,
     y_state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dx_taps, dy, dy_taps = _fake_backward(dx_out, x, x_taps, dy_out, y, y_taps, starts, x_state, y_state)
-    if not x.numel():
-        return dx, dx_taps.zero_(), dy, dy_taps.zero_()
+    dx, dy = _fake(x, x_taps, y)
     batch, time, heads, head_dim = x.shape
     rows, channels, window = batch * time, heads * head_dim, x_taps.shape[-1]
     tensors, columns = 1 if y is None else 2, ceil_div(channels, _BACKWARD.across)
@@ -211,24 +210,22 @@ def _launch_backward(
     programs = ceil_div(rows, _BACKWARD.rows * blocks)
     sums = x_taps.new_empty(tensors, programs, window, heads, head_dim)
     other, dother_out = or_any(y, x), or_any(dy_out, dx_out)
-    _backward_kernel[programs, columns, tensors](
-        dx_out, dother_out,
-        x, other,
-        x_taps, or_any(y_taps, x_taps),
-        as_bytes(starts, x),
-        or_any(x_state, x), or_any(y_state, other),
-        dx, dy,
-        sums,
-        rows, time, channels, head_dim, blocks,
-        *strides(x), *strides(other), *strides(dx_out), *strides(dother_out),
-        WINDOW=window, PER_CHANNEL=x_taps.dim() == 3,
-        STARTS=starts is not None, STATE=x_state is not None,
-        ROWS=_BACKWARD.rows, CHANNELS=_BACKWARD.across, num_warps=_BACKWARD.warps,
-    )  # fmt: skip
-    total = sums.sum(1) if x_taps.dim() == 3 else sums.sum((1, 4))  # (tensors, window, heads[, head_dim])
-    dx_taps.copy_(total[0].movedim(0, -1))
-    if y is not None:
-        dy_taps.copy_(total[1].movedim(0, -1))
+    if x.numel():
+        _backward_kernel[programs, columns, tensors](
+            dx_out, dother_out,
+            x, other,
+            x_taps, or_any(y_taps, x_taps),
+            as_bytes(starts, x),
+            or_any(x_state, x), or_any(y_state, other),
+            dx, dy,
+            sums,
+            rows, time, channels, head_dim, blocks,
+            *strides(x), *strides(other), *strides(dx_out), *strides(dother_out),
+            WINDOW=window, PER_CHANNEL=x_taps.dim() == 3,
+            STARTS=starts is not None, STATE=x_state is not None,
+            ROWS=_BACKWARD.rows, CHANNELS=_BACKWARD.across, num_warps=_BACKWARD.warps,
+        )  # fmt: skip
+    dx_taps, dy_taps = taps_gradients(sums, x_taps, y_taps)
     return dx, dx_taps, dy, dy_taps
 
 

@@ -22,13 +22,14 @@ from kvshift.kernels.rows import (
     or_any,
     strides,
 )
+from kvshift.kernels.sums import taps_gradients
 
-# What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md).
-_FORWARD = Tile(rows=16, across=2, warps=4)
-_BACKWARD = Tile(rows=8, across=2, warps=2)
+# What `benchmarks/tiles.py` found fastest on an H200 (docs/results/kernels.md).
+_FORWARD = Tile(rows=8, across=4, warps=4)
+_BACKWARD = Tile(rows=8, across=1, warps=2)
 _QUERIES_BACKWARD = Tile(rows=16, across=2, warps=4)
 _MOST_NUMBERS = 32  # of a tile in a thread's registers: heads of 256 take more warps
-_MOST_BLOCKS = 16  # of rows that one program of the backward adds up
+_MOST_BLOCKS = 32  # of rows that one program of the backward adds up
 
 
 def _rotation(tile: Tile, x: Tensor, cos: Tensor, norm: Tensor | None, interleaved: bool) -> dict[str, Any]:
@@ -182,12 +183,9 @@ def _keys_values_backward(
     blocks = blocks_a_program(ceil_div(rows, tile.rows), slots, _MOST_BLOCKS)
     programs = ceil_div(rows, tile.rows * blocks)
     constants = _rotation(tile, k, cos, norm, interleaved) | _shift(k_taps, v_taps, starts, k_state, v_state)
-
-    def sums(parameter: Tensor | None, *shape: int) -> Tensor:
-        return k.new_empty(0 if parameter is None else (programs, *shape, head_dim), dtype=torch.float32)
-
-    k_sums, v_sums = (sums(taps, constants["WINDOW"], heads) for taps in (k_taps, v_taps))
-    norm_sums = sums(norm, heads)
+    shifted = (k_taps is not None) + (v_taps is not None)
+    sums = k.new_empty(shifted, programs, constants["WINDOW"], heads, head_dim, dtype=torch.float32)
+    norm_sums = k.new_empty(0 if norm is None else (programs, heads, head_dim), dtype=torch.float32)
     if rows and heads:
         keys_values_backward_kernel[programs, slots](
             dk_out, dv_out, k, v,
@@ -197,13 +195,12 @@ def _keys_values_backward(
             as_bytes(starts, k),
             or_any(k_state, k), or_any(v_state, v),
             dk, dv,
-            k_sums, v_sums, norm_sums,
+            sums, norm_sums,
             rows, time, heads, head_dim, blocks, eps,
             *strides(k), *strides(v), *strides(dk_out), *strides(dv_out), *angle_strides(cos),
             **constants,
         )  # fmt: skip
-    taps_gradients = _taps_gradient(k_sums, k_taps), _taps_gradient(v_sums, v_taps)
-    return dk, dv, *taps_gradients, _norm_gradient(norm_sums, norm)
+    return dk, dv, *_of_taps(sums, k_taps, v_taps), _norm_gradient(norm_sums, norm)
 
 
 def _fake_backward(dq_out: Tensor, dk_out: Tensor, dv_out: Tensor, *saved: Any) -> tuple[Tensor, ...]:
@@ -215,11 +212,12 @@ def _fake_backward(dq_out: Tensor, dk_out: Tensor, dv_out: Tensor, *saved: Any) 
     )
 
 
-def _taps_gradient(sums: Tensor, taps: Tensor | None) -> Tensor:
-    if taps is None:
-        return sums
-    total = sums.sum(0) if taps.dim() == 3 else sums.sum((0, 3))  # (window, kv_heads[, head_dim])
-    return total.movedim(0, -1).contiguous()
+def _of_taps(sums: Tensor, k_taps: Tensor | None, v_taps: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients; an empty tensor for what is not shifted."""
+    if k_taps is not None:
+        return taps_gradients(sums, k_taps, v_taps)
+    none = sums.new_empty(0)
+    return none, none.clone() if v_taps is None else taps_gradients(sums, v_taps, None)[0]
 
 
 def _norm_gradient(sums: Tensor, norm: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvshift.kernels import decode, rotary_backward, rotary_kernels, shift_alone
+from kvshift.kernels import decode, rotary_backward, rotary_kernels, shift_alone, sums
 
 POINTERS = {"taps": "*fp32", "sums": "*fp32", "starts": "*u8", "place": "*i64"}
 
@@ -48,6 +48,8 @@ def main() -> None:
         compile_for(target, rotary_backward.queries_backward_kernel, {**turned, **blocks})
         compile_for(target, rotary_backward.keys_values_backward_kernel, {**rotary, **blocks})
         compile_for(target, decode._kernel, {**shared, **turn, **both, **ones, "ROWS": 1 if full else 2})
+        added = {"WINDOW": window, "PER_CHANNEL": full, "PARTS": 64, "CHANNELS": 128}
+        compile_for(target, sums._kernel, {**added, **({"programs": 1, "heads": 1} if full else {})})
 
 
 if __name__ == "__main__":
