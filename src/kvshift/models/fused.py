@@ -8,11 +8,13 @@ dispatch knows a path. Everywhere else the family's own forward runs over shifte
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvshift.kernels import dispatch
@@ -84,14 +86,17 @@ def forward(
         attention.config._attn_implementation, family.eager_attention
     )
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, layer: Any = attention) -> tuple[Tensor, Tensor | None]:
         dropout = attention.attention_dropout if attention.training else 0.0
         keywords = {"dropout": dropout, "scaling": attention.scaling, **family.rotary.keywords(attention)}
-        return function(attention, q, k, v, attention_mask, **keywords, **kwargs)
+        return function(layer, q, k, v, attention_mask, **keywords, **kwargs)
 
     kernels = path == "triton"
     rebuilds = kernels and attention.recomputes and function is not family.eager_attention
     if past_key_values is None and rebuilds:
+        if _would_repeat(attention, attention_mask, raw):
+            whole = _Repeated(attention)
+            attend, how = partial(attend, layer=whole), {**how, "repeats": attention.num_key_value_groups}
         output, weights = _rebuilding(attend, raw, **how), None
     elif kernels and past_key_values is not None and _can_decode(past_key_values, attention, boundaries, raw):
         output, weights = attend(*_decoded(past_key_values.layers[attention.layer_idx], raw, how))
@@ -149,19 +154,40 @@ def _rebuilding(
     starts: Tensor | None,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
+    repeats: int = 1,
     **how: Any,
 ) -> Tensor:
-    """Attention's output; keys and values are kept raw for the backward and rebuilt there."""
+    """Attention's output; keys and values are kept raw for the backward and rebuilt there.
+
+    With `repeats`, attention takes every head of them so many times.
+    """
     from kvshift.kernels.rebuild import rebuilt
     from kvshift.kernels.shift_rotary import rotary, shift_rotary_kv
 
     q = rotary(raw[0], cos, sin, norm=q_norm, **how).transpose(1, 2)
 
     def build(norm: Tensor | None, starts: Tensor | None, *rows: Any) -> tuple[Tensor, ...]:
-        return tuple(x.transpose(1, 2) for x in shift_rotary_kv(*rows, norm=norm, starts=starts, **how))
+        shifted = shift_rotary_kv(*rows, norm=norm, starts=starts, **how)
+        return tuple(repeat_kv(x.transpose(1, 2), repeats) for x in shifted)
 
     kept = (k_norm, starts, raw[1], raw[2], k_taps, v_taps, cos, sin)
     return rebuilt(build, lambda k, v: attend(q, k, v)[0], *kept)
+
+
+class _Repeated:
+    """Stands in for an attention layer whose keys and values have as many heads as its queries already."""
+
+    def __init__(self, attention: Any) -> None:
+        self.is_causal = attention.is_causal
+
+
+def _would_repeat(attention: Any, mask: Any, raw: Rows) -> bool:
+    """Whether the library's attention would copy keys and values for every head of queries, and keep that."""
+    return (
+        attention.config._attn_implementation == "sdpa"
+        and attention.num_key_value_groups > 1
+        and not use_gqa_in_sdpa(mask, raw[1], raw[2])
+    )
 
 
 def _can_decode(cache: Any, attention: Any, boundaries: Boundaries, raw: Rows) -> bool:
