@@ -103,12 +103,12 @@ def test_two_runs_are_bitwise_equal(device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_what_is_not_there_has_the_rows_type(device: str, dtype: torch.dtype) -> None:
     """A compiler, unlike the interpreter, wants pointers of one type where a kernel chooses between two."""
-    x = torch.randn(1, 3, 2, 8, device=device).to(dtype)
-    out, nothing = torch.ops.kvshift.shift(x, torch.ones(2, 2, device=device), None, None, None, None, None)
-    back = torch.ops.kvshift.shift_backward(
-        out, x, torch.ones(2, 2, device=device), None, None, None, None, None, None
-    )
+    x, taps = torch.randn(1, 3, 2, 8, device=device).to(dtype), torch.ones(2, 2, device=device)
+    out, nothing = torch.ops.kvshift.shift(x, taps, None, None, None, None, None)
+    given = out, x, taps, None, None, None, None, None, None
+    back = torch.ops.kvshift.shift_backward(*given)
     assert nothing.dtype == back[0].dtype == back[2].dtype == dtype
+    torch.library.opcheck(torch.ops.kvshift.shift_backward.default, given)
 
 
 @pytest.mark.parametrize("both", [True, False])

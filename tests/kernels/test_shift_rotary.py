@@ -164,9 +164,13 @@ def test_the_operator_keeps_torchs_rules(device: str, norm: bool) -> None:
     torch.library.opcheck(torch.ops.kvshift.shift_rotary.default, tuple(example(device, 5, norm)))
 
 
-def test_the_operators_of_the_backward_keep_torchs_rules(device: str) -> None:
+@pytest.mark.parametrize("missing", [None, 2, 3], ids=["all", "no k_taps", "no v_taps"])
+def test_the_operators_of_the_backward_keep_torchs_rules(device: str, missing: int | None) -> None:
     for norm in (True, False):
         q, *others = (x.detach() if isinstance(x, Tensor) else x for x in example(device, 5, norm))
+        q, others[0], others[1] = (x.bfloat16() for x in (q, *others[:2]))
+        if missing is not None:
+            others[missing] = None
         gradients = [torch.ones_like(x) for x in (q, *others[:2])]
         torch.library.opcheck(
             torch.ops.kvshift.shift_rotary_backward.default,

@@ -204,6 +204,23 @@ def test_offloaded_caches_keep_raw_rows_on_the_device(family, monkeypatch) -> No
     assert differs(each(model, in_pieces(model, cache, batch, [3, 1, 5]), batch)) < 1
 
 
+def test_what_is_brought_back_has_first_arrived(monkeypatch) -> None:
+    """transformers before 5.20 does not wait, and offloaded caches are wrong now and then."""
+    events = []
+
+    class Prefetching(Unwaited):
+        def wait_stream(self, other) -> None:
+            events.append(("waits for", other))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Prefetching())
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: "the default stream")
+    monkeypatch.setattr(DynamicLayer, "prefetch", lambda layer: events.append("prefetches"))
+    layer = filled(make_shifted("llama", SHIFT), draw(1, 2)).layers[0]
+    layer.prefetch()
+    assert events == [("waits for", "the default stream"), "prefetches"]
+
+
 @torch.no_grad()
 def test_static_rows_stay_at_their_addresses(family) -> None:
     model = make_shifted(family, SHIFT)

@@ -40,9 +40,10 @@ def test_offloaded_generation(family, implementation) -> None:
         pytest.skip("the library leaves sliding layers where they are, and then finds nothing to offload")
 
     def mode(model):
-        done = generate(model, draw(2, 6), cache_implementation=implementation)
-        assert done.past_key_values.offloading
-        return made_logits(model, done, [6, 6])
+        # Not compiled: with 5.17 and PyTorch 2.11 the process dies there, with KV shift or without.
+        made = generate(model, draw(2, 6), cache_implementation=implementation, disable_compile=True)
+        assert made.past_key_values.offloading
+        return made_logits(model, made, [6, 6])
 
     assert error(mode, on_the_gpu(family)) < 1
 
@@ -52,7 +53,9 @@ def test_an_offloaded_cache_in_pieces(family) -> None:
         batch, cache = draw(2, 9), DynamicCache(config=model.config, offloading=True)
         return each(model, in_pieces(model, cache, batch, [3, 1, 5]), batch)
 
-    assert error(mode, on_the_gpu(family)) < 1
+    model = on_the_gpu(family)
+    for _ in range(100):  # what is brought back too early is wrong now and then
+        assert error(mode, model) < 1
 
 
 @pytest.mark.parametrize("mode", MODES)

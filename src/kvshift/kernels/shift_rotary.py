@@ -27,6 +27,7 @@ from kvshift.kernels.sums import taps_gradients
 # What `benchmarks/tiles.py` found fastest on an H200 (docs/results/kernels.md).
 _FORWARD = Tile(rows=8, across=4, warps=4)
 _BACKWARD = Tile(rows=8, across=1, warps=2)
+_NORM_BACKWARD = Tile(rows=8, across=1, warps=4)
 _QUERIES_BACKWARD = Tile(rows=16, across=2, warps=4)
 _MOST_NUMBERS = 32  # of a tile in a thread's registers: heads of 256 take more warps
 _MOST_BLOCKS = 32  # of rows that one program of the backward adds up
@@ -178,7 +179,7 @@ def _keys_values_backward(
 ) -> tuple[Tensor, ...]:
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     batch, time, heads, head_dim = k.shape
-    rows, tile = batch * time, _BACKWARD
+    rows, tile = batch * time, _BACKWARD if norm is None else _NORM_BACKWARD
     slots = 2 * ceil_div(heads, tile.across)
     blocks = blocks_a_program(ceil_div(rows, tile.rows), slots, _MOST_BLOCKS)
     programs = ceil_div(rows, tile.rows * blocks)
@@ -205,11 +206,9 @@ def _keys_values_backward(
 
 def _fake_backward(dq_out: Tensor, dk_out: Tensor, dv_out: Tensor, *saved: Any) -> tuple[Tensor, ...]:
     _, k, v, k_taps, v_taps, _, _, q_norm, k_norm, *_ = saved
-    parameters = (k_taps, v_taps, q_norm, k_norm)
-    return (
-        *_fake(dq_out, k, v),
-        *(k.new_empty(0) if each is None else each.new_empty(each.shape) for each in parameters),
-    )
+    none = k.new_empty(0, dtype=torch.float32)
+    parameters = (none if each is None else each for each in (k_taps, v_taps, q_norm, k_norm))
+    return (*_fake(dq_out, k, v), *(each.new_empty(each.shape) for each in parameters))
 
 
 def _of_taps(sums: Tensor, k_taps: Tensor | None, v_taps: Tensor | None) -> tuple[Tensor, Tensor]:
