@@ -94,6 +94,17 @@ def test_a_scale_that_needs_a_gpu_is_refused_without_one(make_experiment, tmp_pa
     reproduce(experiments, "small", tmp_path / "small", print)
 
 
+def test_records_alone_need_no_gpu(make_experiment, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    heavy = make_experiment("heavy", uses_gpu=True)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("kvshift.paper.reproduce.check_hardware", lambda *given: None)
+        reproduce([heavy], "gpu", tmp_path, print)
+    (tmp_path / "heavy" / "heavy.png").unlink()
+    reproduce([heavy], "gpu", tmp_path, print)
+    assert (tmp_path / "heavy" / "heavy.png").exists()
+
+
 def test_without_matplotlib_nothing_begins(make_experiment, counter, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'kvshift\[plots\]'"):
