@@ -98,7 +98,8 @@ def test_records_alone_need_no_gpu(make_experiment, tmp_path, monkeypatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     heavy = make_experiment("heavy", uses_gpu=True)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("kvshift.paper.reproduce.check_hardware", lambda *given: None)
+        elsewhere.setattr(torch.cuda, "is_available", lambda: True)
+        elsewhere.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
         reproduce([heavy], "gpu", tmp_path, print)
     (tmp_path / "heavy" / "heavy.png").unlink()
     reproduce([heavy], "gpu", tmp_path, print)

@@ -90,8 +90,7 @@ def reproduce(
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}; expected 1 or more.")
     folder = ResultsFolder(out, scale)
-    unfinished = [each for each in experiments if len(folder.read_or_nothing(each)) < len(each.runs[scale])]
-    check_hardware(unfinished, scale)  # records alone need none
+    check_hardware([each for each in experiments if not folder.finished(each)], scale)
     check_drawable()
     texts = Texts(tuple(sources), say=say)
     if not folder.begun:  # a text that is not there must not become the folder's
