@@ -151,7 +151,7 @@ def test_a_folder_keeps_to_one_text(make_experiment, tmp_path) -> None:
     novels, out = str(tmp_path / "novels"), tmp_path / "out"
     reproduce([make_experiment()], "small", out, print, [novels])
     assert json.loads((out / "results.json").read_text())["sources"] == [novels]
-    with pytest.raises(OutputError, match=r"with the text .*novels, not the default; give another --out"):
+    with pytest.raises(OutputError, match=r"with the text .*novels, not Python’s standard library; give"):
         reproduce([make_experiment()], "small", out, print)
 
 

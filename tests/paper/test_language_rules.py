@@ -83,7 +83,12 @@ def test_learning_rates() -> None:
         return loss
 
     assert verdict("fig5b", losing(1e-2, 1.0)) == "reproduced"
-    assert verdict("fig5b", losing(1e-2, 1e-1)) == "partly"
+    assert verdict("fig5b", losing(1e-2, 1e-1)) == "reproduced"
+
+    def at_one_seed(settings: Settings) -> float | None:
+        return None if settings["seed"] == 1 and settings["shift"] is None else 4.0
+
+    assert verdict("fig5b", at_one_seed) == "partly"  # so much may be luck
     assert verdict("fig5b", losing(1e-1, 1e-1)) == "not"
     assert verdict("fig5b", losing(1.0, 1e-2)) == "not"
     assert verdict("fig5b", losing(1.0, 1.0)) == "undecided"
@@ -108,8 +113,11 @@ def test_sizes() -> None:
 )
 def test_variants_that_gain_nothing(name: str, field: str) -> None:
     assert verdict(name, by_shift(4.0, 3.9, **{field: 3.9})) == "reproduced"
-    assert verdict(name, by_shift(4.0, 3.9, **{field: 3.95})) == "reproduced"
+    assert verdict(name, by_shift(4.0, 3.9, **{field: 3.91})) == "reproduced"
+    worse = "not" if name == "fig10" else "reproduced"  # whose claim is that it is about as good
+    assert verdict(name, by_shift(4.0, 3.9, **{field: 3.95})) == worse
     assert verdict(name, by_shift(4.0, 3.9, **{field: 3.8})) == "not"
+    assert verdict(name, by_shift(3.9, 3.9, **{field: 3.9})) == "undecided"  # there was nothing to keep
 
     def uneven(settings: Settings) -> float:
         same = by_shift(4.0, 3.9, **{field: 3.9})(settings)
@@ -140,15 +148,15 @@ def test_predicted_tokens() -> None:
 
 
 def test_quadrants() -> None:
-    alike, apart = [[0.9, 0.1]] * 6, [[0.9, 0.1], [0.1, 0.9]] * 3
+    alike, apart = [[0.9, 0.1]] * 2, [[0.9, 0.1], [0.1, 0.9]]
     assert verdict("table4", by_shift(4.0, 3.9), taps=alike) == "reproduced"
     found = made_up("table4", by_shift(4.0, 3.9), taps=apart)
     assert EXPERIMENTS["table4"].judge(found).verdict == "reproduced"  # head by head
     for each in found:
-        each.measured["taps"][-1]["values"] = [[[0.1, 0.9], [0.9, 0.1]] * 3]
+        each.measured["taps"][-1]["values"] = [[[0.1, 0.9], [0.9, 0.1]]]
     assert EXPERIMENTS["table4"].judge(found).verdict == "not"
     for each in found:
-        each.measured["taps"][-1]["values"] = [[[0.1, 0.9]] * 6]
+        each.measured["taps"][-1] = each.measured["taps"][0]  # nothing moved
     assert EXPERIMENTS["table4"].judge(found).verdict == "undecided"
 
 
@@ -209,6 +217,11 @@ def test_emergence() -> None:
     assert exact.ours == (
         "structured ×10 copies as well as vanilla at its end after 45% of the run, paper ×1 after 100%"
     )
+    luck = copying(0.5, 0.1)
+    for each in luck:
+        if each.settings["shift"] == PAPER.to_dict():
+            each.measured["copying"][0][1] = 900  # at once, and not again until the end
+    assert judge(luck).ours == exact.ours
     lost = copying(0.5, 0.1)
     default = [each for each in lost if each.settings["shift"] == KVShiftConfig().to_dict()]
     default[-1].measured.update(status="diverged", evaluations=[], copying=[])

@@ -6,7 +6,7 @@ import pytest
 
 from kvshift.paper.curves import Panel, Series, draw_curves, draw_series
 from kvshift.paper.experiment import Measurement
-from kvshift.paper.learning import average, curve, final, gains, interval, llama, make_run
+from kvshift.paper.learning import average, curve, final, gains, interval, llama, lost, make_run
 
 TINY = {
     "task": "induction",
@@ -50,10 +50,21 @@ def test_a_curve_reads_what_was_measured() -> None:
     assert curve(measured([1, 2])).reached("first", 0.9) is None
 
 
-def test_a_diverged_run_has_learned_nothing() -> None:
+def test_a_diverged_run_decides_nothing() -> None:
     found = curve(measured([9], status="diverged"))
-    assert found.final("first") == found.average("first") == found.graded("answers") == 0
-    assert curve(measured([], status="diverged")).final("first") == 0
+    nothing = curve(measured([], status="diverged"))
+    for value in (
+        found.final("first"),
+        found.average("first"),
+        found.graded("answers"),
+        nothing.final("first"),
+    ):
+        assert math.isnan(value)
+    assert lost([curve(measured([9]))]) is None
+    judged = lost([curve(measured([9])), nothing])
+    assert judged is not None
+    assert judged.verdict == "undecided"
+    assert judged.finding.startswith("Diverged: KV shift, 2 layers, seed 0.")
 
 
 def test_gains_pair_the_seeds_that_both_arms_have() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -127,6 +129,9 @@ def test_a_folder_of_another_scale_is_refused(make_experiment, tmp_path) -> None
         ('{"version": 2, "scale": "small"}', "records of version 2"),
         ("{", "results.json cannot be read"),
         ("[]", "results.json cannot be read"),
+        ('{"version": 1}', "results.json cannot be read; give another --out"),
+        ('{"version": 1, "scale": "huge"}', "results.json cannot be read"),
+        ('{"version": 1, "scale": "small", "sources": 3}', "results.json cannot be read"),
     ],
 )
 def test_a_folder_of_another_version_is_refused(make_experiment, tmp_path, content, said) -> None:
@@ -156,6 +161,49 @@ def test_damaged_records_are_refused(make_experiment, tmp_path) -> None:
     file.write_text(file.read_text()[:-40])
     with pytest.raises(OutputError, match=r"line 3, is no record.*Delete .*squares to begin it again"):
         reproduce([make_experiment()], "small", tmp_path, print)
+
+
+@pytest.mark.parametrize("part", ["judge", "draw"])
+@pytest.mark.parametrize(
+    ("measured", "cause"),
+    [("{}", KeyError), ('{"square": "four"}', TypeError), ('{"square": 0}', ValueError)],
+)
+def test_records_that_lack_what_was_measured_are_refused(
+    make_experiment, tmp_path, part, measured, cause
+) -> None:
+    def read(measurements, *kind):
+        for each in measurements:
+            math.isqrt(each.measured["square"] - 1)
+
+    experiment = make_experiment()
+    (outcome,) = reproduce([experiment], "small", tmp_path, print)
+    file = tmp_path / "squares" / "records.jsonl"
+    file.write_text(file.read_text().replace('{"square": 9}', measured))
+    always = {"judge": lambda measurements: outcome.judgement, "draw": lambda measurements, kind: b"PNG"}
+    experiment = dataclasses.replace(experiment, **{**always, part: read})
+    (tmp_path / "squares" / "verdict.json").unlink()
+    with pytest.raises(
+        OutputError, match=r"squares/records.jsonl does not hold.*Delete .*squares to"
+    ) as found:
+        reproduce([experiment], "small", tmp_path, print)
+    assert isinstance(found.value.__cause__, cause)
+    assert not (tmp_path / "squares" / "verdict.json").exists()
+
+
+def test_what_a_judge_says_to_the_user_stays_as_it_is(make_experiment, tmp_path) -> None:
+    def judge(measurements):
+        raise UsageError("Mine.")
+
+    with pytest.raises(UsageError, match=r"^Mine\.$"):
+        reproduce([dataclasses.replace(make_experiment(), judge=judge)], "small", tmp_path, print)
+
+
+def test_a_file_in_the_place_of_an_experiments_folder_is_refused(make_experiment, counter, tmp_path) -> None:
+    ResultsFolder(tmp_path, "small").open()
+    (tmp_path / "squares").write_text("mine")
+    with pytest.raises(OutputError, match=r"records.jsonl cannot be read: Not a dir.*Delete .*squares to"):
+        reproduce([make_experiment()], "small", tmp_path, print)
+    assert counter.done == []
 
 
 def test_other_folders_and_files_are_left_alone(make_experiment, tmp_path) -> None:

@@ -90,9 +90,11 @@ def reproduce(
             show=(lambda line: status.update(escape(line))) if shown else say,
             show_every=1.0 if shown else 60.0,
         )
-    _show(outcomes, console)
+    folder = ResultsFolder(out, known)
+    learned_from = folder.described().text
+    _show(outcomes, learned_from, console)
     if report:
-        page = render(every_outcome(ResultsFolder(out, known), outcomes))
+        page = render(every_outcome(folder, outcomes), learned_from)
         write_atomically(out / "report.html", page.encode())
         console.print(f"Written: {out / 'report.html'}", soft_wrap=True)
 
@@ -108,7 +110,7 @@ def _list(console: Console) -> None:
     console.print(table)
 
 
-def _show(outcomes: list[Outcome], console: Console) -> None:
+def _show(outcomes: list[Outcome], learned_from: str, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -122,3 +124,5 @@ def _show(outcomes: list[Outcome], console: Console) -> None:
     console.print(table)
     for outcome in outcomes:
         console.print(Text(f"{outcome.experiment.name}: {outcome.judgement.finding}"))
+    if any(outcome.reads_text for outcome in outcomes):
+        console.print(Text(f"Language models learned from {learned_from}."))

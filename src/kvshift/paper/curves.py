@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("C1", "C0", "C2", "C4")
+Points = Sequence[tuple[float, float]]
+"""Where, and what there is then, of one run."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ def draw_curves(panels: Sequence[Panel], score: str, ylabel: str, kind: str) -> 
         for axes, panel in zip(places, panels, strict=True):
             arms = sorted({(not each.shifted, each.layers, each.arm) for each in panel.curves})
             for colour, (_, _, arm) in zip(_COLOURS, arms, strict=False):
-                _arm(axes, [each for each in panel.curves if each.arm == arm], score, arm, colour)
+                runs = [
+                    list(zip(each.steps, each.accuracies(score), strict=True))
+                    for each in panel.curves
+                    if each.arm == arm
+                ]
+                draw_arm(axes, runs, arm, colour, highest=1)
             axes.set(title=panel.title, xlabel="step", ylim=(-0.03, 1.03))
             axes.grid(alpha=0.3)
         places[0].set_ylabel(ylabel)
@@ -79,16 +87,22 @@ def draw_series(panels: Sequence[tuple[str, Sequence[Series]]], xlabel: str, yla
     return paint(kind, max(3.4 * len(panels), 4.6), 3.4, painter)
 
 
-def _arm(axes: Any, curves: Sequence[Curve], score: str, label: str, colour: str) -> None:
-    for each in curves:
-        axes.plot(each.steps, each.accuracies(score), color=colour, lw=0.5, alpha=0.6)
-    # A diverged run ends early; the mean goes as far as every run does.
-    shortest = min((each.steps for each in curves), key=len)
-    columns = list(zip(*(each.accuracies(score)[: len(shortest)] for each in curves), strict=True))
-    found = [interval(column) for column in columns]
+def draw_arm(
+    axes: Any, runs: Sequence[Points], label: str, colour: str, *, highest: float = math.inf
+) -> None:
+    """Adds a thin line a run, a thick one their mean and, where there are several, a band its 95% interval.
+
+    Args:
+        runs: at least one, at the same places; a diverged one ends early, and mean and band with it.
+        highest: a value that nothing exceeds, whatever Student's t says; nothing is below 0 either.
+    """
+    for run in runs:
+        axes.plot([x for x, _ in run], [y for _, y in run], color=colour, lw=0.5, alpha=0.6)
+    shortest = [x for x, _ in min(runs, key=len)]
+    found = [interval([run[i][1] for run in runs]) for i in range(len(shortest))]
     axes.plot(shortest, [each.mean for each in found], color=colour, lw=1.8, label=label)
-    if len(curves) > 1:
-        low, high = [max(each.low, 0) for each in found], [min(each.high, 1) for each in found]
+    if len(runs) > 1:
+        low, high = [max(each.low, 0) for each in found], [min(each.high, highest) for each in found]
         axes.fill_between(shortest, low, high, color=colour, alpha=0.15, lw=0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy import stats
 
-from kvshift.paper.experiment import Measurement, Run, Scale, Settings
+from kvshift.paper.experiment import Judgement, Measurement, Run, Scale, Settings
 from kvshift.paper.place import Place
 from kvshift.shift import KVShiftConfig
 from kvshift.training.task_recipe import TaskRecipe
@@ -86,17 +86,17 @@ class Curve:
         return [_share(scores[score]) for scores in self.scores]
 
     def final(self, score: str) -> float:
-        """At the end; 0 if the run diverged: it has learned nothing."""
-        return 0.0 if self.diverged else self.accuracies(score)[-1]
+        """At the end; NaN if the run diverged."""
+        return math.nan if self.diverged else self.accuracies(score)[-1]
 
     def average(self, score: str) -> float:
-        """Over all evaluations: how much was learned and how soon; 0 if the run diverged."""
+        """Over all evaluations: how much was learned and how soon; NaN if the run diverged."""
         found = self.accuracies(score)
-        return 0.0 if self.diverged else sum(found) / len(found)
+        return math.nan if self.diverged else sum(found) / len(found)
 
     def graded(self, score: str) -> float:
-        """Of the derivations that the model wrote itself; 0 if the run diverged."""
-        return 0.0 if self.diverged else _share(self.grades[score])
+        """Of the derivations that the model wrote itself; NaN if the run diverged."""
+        return math.nan if self.diverged else _share(self.grades[score])
 
     def reached(self, score: str, level: float) -> int | None:
         """The first evaluated step with an accuracy of at least `level`; None if there is none."""
@@ -119,6 +119,18 @@ def curve(measurement: Measurement) -> Curve:
         steps=[point["step"] for point in measured["points"]],
         scores=[point["scores"] for point in measured["points"]],
         grades=measured["grades"],
+    )
+
+
+def lost(curves: Sequence[Curve]) -> Judgement | None:
+    """The judgement of an experiment in which runs diverged: nothing can be decided. None if none did."""
+    found = [f"{each.arm}, seed {each.seed}" for each in curves if each.diverged]
+    if not found:
+        return None
+    return Judgement(
+        verdict="undecided",
+        ours=f"{len(found)} of {len(curves)} runs diverged",
+        finding=f"Diverged: {'; '.join(found)}. A comparison with what is left would be unequal.",
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kvshift.paper.curves import Points, draw_arm
 from kvshift.paper.figure import paint
 from kvshift.paper.language import Trained
 from kvshift.paper.learning import interval
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("C1", "C0", "C2", "C3", "C4", "C5", "C6", "C7")
-Points = Sequence[tuple[int, float]]
-"""Training tokens, and what there is then."""
 Gains = Mapping[str, Sequence[float]]
 """Of each arm, a number a seed."""
 
@@ -36,11 +35,14 @@ def draw_losses(panels: Mapping[str, Mapping[str, Sequence[Trained]]], kind: str
     return draw_over_tokens(curves, "validation loss, nats a token", kind)
 
 
-def draw_over_tokens(panels: Mapping[str, Mapping[str, Sequence[Points]]], ylabel: str, kind: str) -> bytes:
-    """Something against training tokens: a thin line a run, a thick one the mean of an arm.
+def draw_over_tokens(
+    panels: Mapping[str, Mapping[str, Sequence[Points]]], ylabel: str, kind: str, *, highest: float = math.inf
+) -> bytes:
+    """Something against training tokens: a thin line a run, a thick one their mean, a band its 95% interval.
 
     Args:
-        panels: by title, the curves of each arm; empty ones are left out.
+        panels: by title, the curves of each arm; one that is empty leaves its arm without mean and band.
+        highest: a value that nothing exceeds; nothing is below 0 either.
 
     Raises:
         UsageError: see `paint`.
@@ -50,7 +52,8 @@ def draw_over_tokens(panels: Mapping[str, Mapping[str, Sequence[Points]]], ylabe
         places = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, arms) in zip(places, panels.items(), strict=True):
             for colour, (name, runs) in zip(_COLOURS, arms.items(), strict=False):
-                _arm(axes, name, [curve for curve in runs if curve], colour)
+                in_millions = [[(tokens / 1e6, value) for tokens, value in curve] for curve in runs]
+                draw_arm(axes, in_millions, name, colour, highest=highest)
             axes.set(title=title, xlabel="training tokens, millions")
             axes.grid(alpha=0.3)
         places[0].set_ylabel(ylabel)
@@ -79,17 +82,6 @@ def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str) -> bytes:
             axes.grid(alpha=0.3, axis="x")
 
     return paint(kind, 4.4 * len(panels), 1.2 + 0.27 * rows, painter)
-
-
-def _arm(axes: Any, name: str, curves: Sequence[Points], colour: str) -> None:
-    if not curves:
-        return
-    for curve in curves:
-        tokens, values = zip(*curve, strict=True)
-        axes.plot([each / 1e6 for each in tokens], values, color=colour, lw=0.5, alpha=0.6)
-    shortest = min(curves, key=len)  # a diverged run ends early
-    means = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(len(shortest))]
-    axes.plot([tokens / 1e6 for tokens, _ in shortest], means, color=colour, lw=1.8, label=name)
 
 
 def _gains(axes: Any, gains: Gains) -> None:

@@ -1,6 +1,6 @@
 """A results folder: what belongs to it, and the records of runs, one JSON object a line.
 
-results.json            version and scale of everything in the folder
+results.json            version, scale and text of everything in the folder
 NAME/records.jsonl      the finished runs of an experiment; a run that has a line is not done again
 NAME/verdict.json       the rule applied to them
 NAME/NAME.png           the figure
@@ -26,6 +26,7 @@ from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Sc
 
 RECORDS_VERSION = 1
 FOLDER_FILE = "results.json"
+RECORDS_FILE = "records.jsonl"
 
 
 class FolderFile(BaseModel):
@@ -37,6 +38,11 @@ class FolderFile(BaseModel):
     scale: Scale
     sources: list[str] = Field(default=[], description="Of language models' text; none: the default text")
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def text(self) -> str:
+        """What language models learn from, for people."""
+        return ", ".join(self.sources) or "Python’s standard library"
 
 
 class RunRecord(BaseModel):
@@ -95,27 +101,41 @@ class ResultsFolder:
             raise OutputError(
                 f"--out {self.path} already holds other files ({others[0]}); give an empty or a new folder."
             )
+        found = self.described()
+        if found.scale != self.scale:
+            raise OutputError(
+                f"{self.path} holds results at scale {found.scale}, not {self.scale}; give another --out, or "
+                f"--scale {found.scale}."
+            )
+        if found.sources != list(sources):
+            asked = FolderFile(version=RECORDS_VERSION, scale=self.scale, sources=list(sources))
+            raise OutputError(
+                f"{self.path} holds results with the text {found.text}, not {asked.text}; give another "
+                "--out, or the same --text."
+            )
+
+    def described(self) -> FolderFile:
+        """What `results.json` says of everything in the folder.
+
+        Raises:
+            OutputError: it is damaged, or of another version than this kvshift's.
+        """
+        file = self.path / FOLDER_FILE
+        unreadable = OutputError(f"{file} cannot be read; give another --out.")
         try:
             found = json.loads(file.read_bytes())
             version = found["version"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise OutputError(f"{file} cannot be read; give another --out.") from None
-        if version != RECORDS_VERSION:
+            raise unreadable from None
+        if version != RECORDS_VERSION:  # whose other fields may be others
             raise OutputError(
                 f"{self.path} holds records of version {version}; this kvshift reads and writes version "
                 f"{RECORDS_VERSION}. Give another --out."
             )
-        if found.get("scale") != self.scale:
-            raise OutputError(
-                f"{self.path} holds results at scale {found.get('scale')}, not {self.scale}; give another "
-                f"--out, or --scale {found.get('scale')}."
-            )
-        if found.get("sources", []) != list(sources):
-            there, here = (", ".join(each) or "the default" for each in (found.get("sources", []), sources))
-            raise OutputError(
-                f"{self.path} holds results with the text {there}, not {here}; give another --out, or the "
-                "same --text."
-            )
+        try:
+            return FolderFile.model_validate(found)
+        except ValidationError:
+            raise unreadable from None
 
     def locked(self) -> AbstractContextManager[None]:
         """Holds the folder, which exists; the lock of a process that died is free.
@@ -125,18 +145,24 @@ class ResultsFolder:
         """
         return locked(self.path, "reproduction")
 
+    def begin_again(self, experiment: Experiment) -> str:
+        """What to do about records that cannot be used."""
+        return f"Delete {self.of(experiment)} to begin it again, or give another --out."
+
     def read(self, experiment: Experiment) -> dict[str, RunRecord]:
         """The finished runs of this scale, by name.
 
         Raises:
             OutputError: the records are damaged, or of other runs than this kvshift's.
         """
-        file = self.of(experiment) / "records.jsonl"
-        begin_again = f"Delete {self.of(experiment)} to begin it again, or give another --out."
+        file = self.of(experiment) / RECORDS_FILE
+        begin_again = self.begin_again(experiment)
         try:
             lines = file.read_bytes().splitlines()
         except FileNotFoundError:
             return {}
+        except OSError as error:  # the experiment's folder is a file, for one
+            raise OutputError(f"{file} cannot be read: {error.strerror}. {begin_again}") from error
         wanted = {run.name: run.settings for run in experiment.runs[self.scale]}
         found: dict[str, RunRecord] = {}
         for number, line in enumerate(lines, start=1):
@@ -176,7 +202,7 @@ class ResultsFolder:
             OutputError: it cannot be written.
             ValueError: a number in it is not finite.
         """
-        file = self.of(experiment) / "records.jsonl"
+        file = self.of(experiment) / RECORDS_FILE
         with output_errors(file):
             file.parent.mkdir(exist_ok=True)
             before = file.read_bytes() if file.exists() else b""

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from kvshift.errors import UsageError
+from kvshift.errors import KVShiftError, OutputError, UsageError
 from kvshift.files import write_atomically
 from kvshift.inspection.picture import check_drawable
-from kvshift.paper.experiment import Experiment, Judgement, Scale
+from kvshift.paper.experiment import Experiment, Judgement, Scale, Settings
 from kvshift.paper.experiments import EXPERIMENTS
 from kvshift.paper.measure import measured
 from kvshift.paper.place import Say, Texts
 from kvshift.paper.progress import Progress, Task
-from kvshift.paper.records import ResultsFolder, RunRecord
+from kvshift.paper.records import RECORDS_FILE, ResultsFolder, RunRecord
 from kvshift.paper.workers import measured_beside
 
 
@@ -29,6 +29,11 @@ class Outcome:
     judgement: Judgement
     records: list[RunRecord]  # in the order of the experiment's runs
     figure: bytes  # PNG
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its runs learned from the folder's text."""
+        return any(_reads_text(record.settings) for record in self.records)
 
 
 def chosen(name: str) -> list[Experiment]:
@@ -113,14 +118,28 @@ def reproduce(
 
 
 def finish(experiment: Experiment, folder: ResultsFolder) -> Outcome:
-    """Judges and draws an experiment whose runs are all done, and writes both into its folder."""
+    """Judges and draws an experiment whose runs are all done, and writes both into its folder.
+
+    Raises:
+        OutputError: what the records measured is not what the experiment measures, or they cannot be read.
+    """
     found = folder.read(experiment)
     records = [found[run.name] for run in experiment.runs[folder.scale]]
     measurements = [record.measurement() for record in records]
-    judgement = experiment.judge(measurements)
+    try:
+        judgement = experiment.judge(measurements)
+        figure = experiment.draw(measurements, "png")
+    except KVShiftError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # Settings and runs are as they must be, so what was measured is not; a defect of ours would show in
+        # the cause.
+        raise OutputError(
+            f"{folder.of(experiment) / RECORDS_FILE} does not hold what {experiment.name} measures "
+            f"({type(error).__name__}: {error}). {folder.begin_again(experiment)}"
+        ) from error
     if folder.scale == "tiny":
         judgement = _undecided(judgement)
-    figure = experiment.draw(measurements, "png")
     write_atomically(folder.of(experiment) / f"{experiment.name}.png", figure)
     folder.write_verdict(experiment, judgement, records)
     return Outcome(experiment, folder.scale, judgement, records, figure)
@@ -136,7 +155,11 @@ def every_outcome(folder: ResultsFolder, known: Sequence[Outcome]) -> list[Outco
 
 
 def _needs_text(experiment: Experiment, records: dict[str, RunRecord], scale: Scale) -> bool:
-    return any("text" in run.settings and run.name not in records for run in experiment.runs[scale])
+    return any(_reads_text(run.settings) and run.name not in records for run in experiment.runs[scale])
+
+
+def _reads_text(settings: Settings) -> bool:
+    return "text" in settings
 
 
 def _run_missing(

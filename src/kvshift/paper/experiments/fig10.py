@@ -13,4 +13,5 @@ EXPERIMENT = no_gain(
     "Shifting the queries too leaves the loss about as it is (and benchmarks worse).",
     "a similar loss at 19B parameters",
     {"QKV": dataclasses.replace(PAPER, shift_queries=True)},
+    alike=True,
 )

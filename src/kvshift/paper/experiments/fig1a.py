@@ -7,7 +7,7 @@ from typing import Any
 
 from kvshift.paper.curves import Panel, draw_curves
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
-from kvshift.paper.learning import Curve, arm_name, curve, llama, make_run, measure
+from kvshift.paper.learning import Curve, arm_name, curve, llama, lost, make_run, measure
 
 SCORE = "first"
 LEVEL = 0.99
@@ -36,6 +36,8 @@ def _runs(scale: Scale, seeds: dict[int, int], hidden: int, heads: int, **fields
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     curves = [curve(each) for each in measurements]
+    if nothing := lost(curves):
+        return nothing
     budget = max(each.steps[-1] for each in curves)
     shifted = _arm(curves, True, 1)
     deeper = [*_arm(curves, False, 2), *_arm(curves, False, 4)]

@@ -7,10 +7,10 @@ from typing import Any
 
 from kvshift.paper.curves import Panel, draw_curves
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
-from kvshift.paper.learning import Curve, curve, final, gains, interval, llama, make_run, measure
+from kvshift.paper.learning import Curve, curve, final, gains, interval, llama, lost, make_run, measure
 
-SCORE = "first"
-GAP = 0.5
+SCORE = "determined"  # as PAPER.md §4 measured it
+GAP = 0.73  # its difference at hidden 64, after 800 steps
 WIDEST = 64  # that decides
 HEAD = 16  # channels, or the whole width where that is less
 RATES = {8: 1e-2, 16: 3e-3, 32: 3e-3, 64: 3e-3}  # of both arms: narrow models bear and need larger steps
@@ -28,7 +28,7 @@ def _runs(scale: Scale, seeds: int, rates: dict[int, float], **fields: Any) -> t
             learning_rate=rate,
             **fields,
         )
-        for seed in range(seeds)
+        for seed in range(1, seeds + 1)  # the rates were chosen with seed 0
         for width, rate in rates.items()
         for shifted in (True, False)
     )
@@ -45,6 +45,8 @@ def _by_width(measurements: Sequence[Measurement]) -> dict[int, list[Curve]]:
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     by_width = _by_width(measurements)
+    if nothing := lost([each for curves in by_width.values() for each in curves]):
+        return nothing
     found = {width: interval(gains(curves, final(SCORE))) for width, curves in by_width.items()}
     wide_enough = [gap.mean >= GAP and gap.low > 0 for width, gap in found.items() if width <= WIDEST]
     ends = {
@@ -57,7 +59,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     return Judgement(
         verdict="reproduced" if all(wide_enough) else "partly" if any(wide_enough) else "not",
         ours="gap by width: " + ", ".join(f"{width}: {gap}" for width, gap in found.items()),
-        finding="Accuracy at the first determined position at the end of the budget, one KV shift layer "
+        finding="Accuracy over all determined positions at the end of the budget, one KV shift layer "
         "against two vanilla ones, mean over seeds: "
         + "; ".join(f"hidden {width}: {end[True]:.1%} and {end[False]:.1%}" for width, end in ends.items())
         + ".",
@@ -65,9 +67,9 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
-    """Accuracy at the first determined position against steps, a panel a width."""
+    """Accuracy over all determined positions against steps, a panel a width."""
     panels = [Panel(f"hidden {width}", curves) for width, curves in _by_width(measurements).items()]
-    return draw_curves(panels, SCORE, "accuracy, first determined position", kind)
+    return draw_curves(panels, SCORE, "accuracy, determined positions", kind)
 
 
 EXPERIMENT = Experiment(
@@ -78,8 +80,8 @@ EXPERIMENT = Experiment(
     "vanilla layers do very poorly.",
     paper="learns at 8 to 128; vanilla very poorly",
     rule=f"Reproduced if at every hidden size up to {WIDEST} one KV shift layer ends at least {GAP:.0%} (of "
-    "all answers) above two vanilla ones at the first determined position, on average over seeds, with a 95% "
-    "interval of the difference above 0; partly if at some; not otherwise.",
+    "all answers) above two vanilla ones over all determined positions, on average over seeds, with a 95% "
+    "interval of the difference above 0; partly if at some; undecided if a run diverged; not otherwise.",
     runs={
         "tiny": _runs(
             "tiny",

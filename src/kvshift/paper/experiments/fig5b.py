@@ -36,19 +36,20 @@ def _by_rate(measurements: Sequence[Measurement]) -> dict[float, dict[str, list[
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     said, diverged = [], {"vanilla": 0, "kv": 0}
-    behind = False
+    behind = parted = False
     for rate, arms in _by_rate(measurements).items():
         lost = {name: sum(run.diverged for run in runs) for name, runs in arms.items()}
         for name, count in lost.items():
             diverged[name] += count
         behind |= lost["kv"] > lost["vanilla"]
+        parted |= lost["vanilla"] == len(arms["vanilla"]) > 1 and lost["kv"] == 0
         said.append(f"{rate:g}: {lost['vanilla']} and {lost['kv']} of {len(arms['kv'])}")
     if diverged["vanilla"] == diverged["kv"] == 0:
         verdict: Verdict = "undecided"
     elif behind or diverged["kv"] >= diverged["vanilla"]:
         verdict = "not"
     else:
-        verdict = "reproduced" if diverged["kv"] == 0 else "partly"
+        verdict = "reproduced" if parted else "partly"
     return Judgement(
         verdict=verdict,
         ours="diverged by learning rate, vanilla and KV shift: " + "; ".join(said),
@@ -71,9 +72,10 @@ EXPERIMENT = Experiment(
     title="Learning rates",
     claim="At a learning rate of 1e-2 vanilla diverges and KV shift does not, at 1.5B parameters.",
     paper="vanilla diverges at 5 of 5 seeds, KV shift at none",
-    rule="Reproduced if vanilla diverges somewhere and KV shift nowhere; partly if KV shift diverges less "
-    "often, and at no rate more often; not if it diverges as often, or more often at some rate, than vanilla "
-    "does; undecided if nothing diverges. A run diverges if its loss stops being a number or ends more than "
+    rule="Reproduced if at some rate vanilla diverges at every seed, of several, and KV shift at none, and "
+    "at no rate KV shift diverges more often; partly if KV shift diverges less often, and at no rate more "
+    "often; not if it diverges as often, or more often at some rate, than vanilla does; undecided if nothing "
+    "diverges. A run diverges if its loss stops being a number or ends more than "
     f"{ABOVE_LOWEST:g} nats above its lowest.",
     runs={
         "tiny": _runs("tiny", 1, (3e-3, 1e-1)),

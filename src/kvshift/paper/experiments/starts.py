@@ -31,7 +31,18 @@ SCREENED: dict[str, KVShiftConfig | None] = {
 }
 DEFAULT = _name(KVShiftConfig())
 AS_IN_THE_PAPER = _name(PAPER)
-CONFIRMED = (AS_IN_THE_PAPER, "paper ×10", "structured ×1", DEFAULT, "structured ×30", "paper ×30")
+CONFIRMED = (
+    AS_IN_THE_PAPER,
+    "paper ×10",
+    "structured ×1",
+    DEFAULT,
+    "structured ×30",
+    "paper ×30",
+    # Of those for each channel, the best three of the screening on Python's source.
+    "structured ×10, per channel",
+    "structured ×30, per channel",
+    "identity ×30, per channel",
+)
 NAMED: dict[str, KVShiftConfig | None] = {"vanilla": None, **SCREENED}
 _WIDTHS: dict[Scale, tuple[Settings, Settings]] = {
     "tiny": (llama(8, 1, 2), llama(16, 1, 2)),

@@ -27,20 +27,41 @@ def _counts(runs: Sequence[Trained], when: int) -> dict[str, int]:
     return count(quadrant(keys, values) for run in runs for keys, values in taps_of(run, when))
 
 
+def _changes(runs: Sequence[Trained]) -> tuple[int, int]:
+    """How many heads came to read key and value at the same place, and how many ceased to."""
+    became = ceased = 0
+    for run in runs:
+        for start, end in zip(taps_of(run, 0), taps_of(run, -1), strict=True):
+            was, is_now = (quadrant(*taps) in _ALIKE for taps in (start, end))
+            became += is_now and not was
+            ceased += was and not is_now
+    return became, ceased
+
+
+def _mostly(more: int, fewer: int) -> bool:
+    if not more + fewer:
+        return False
+    found: float = stats.binomtest(more, more + fewer, 0.5, alternative="greater").pvalue
+    return found < LEVEL
+
+
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     runs = Arms(measurements, NAMED).by_name["kv"]
     before, after = _counts(runs, 0), _counts(runs, -1)
     total, alike = sum(after.values()), sum(after[name] for name in _ALIKE)
-    more = stats.binomtest(alike, total, 0.5, alternative="greater").pvalue if total else 1.0
-    fewer = stats.binomtest(alike, total, 0.5, alternative="less").pvalue if total else 1.0
-    verdict: Verdict = "reproduced" if more < LEVEL else "not" if fewer < LEVEL else "undecided"
+    became, ceased = _changes(runs)
+    verdict: Verdict = "undecided"
+    if _mostly(became, ceased) and 2 * alike > total:
+        verdict = "reproduced"
+    elif _mostly(ceased, became):
+        verdict = "not"
     return Judgement(
         verdict=verdict,
         ours=", ".join(f"{name.replace('_', ' key, ')} value: {after[name]}" for name in QUADRANTS),
         finding=f"{alike} of {total} heads read key and value at the same place; at the start it was "
-        f"{sum(before[name] for name in _ALIKE)}. The induction quadrant holds {after['previous_current']}, "
-        f"at the start {before['previous_current']}.",
+        f"{sum(before[name] for name in _ALIKE)}: {became} became so, {ceased} ceased to be. The induction "
+        f"quadrant holds {after['previous_current']}, at the start {before['previous_current']}.",
     )
 
 
@@ -71,9 +92,9 @@ EXPERIMENT = Experiment(
     claim="After training most heads read key and value at the same place, both at the current token (50 of "
     "128) or both at the one before (52); 17 are in the induction quadrant and 9 in its mirror.",
     paper="102 of 128 heads alike, at 2.9B parameters and 500B tokens",
-    rule=f"Reproduced if more than half of the heads of all seeds end alike (binomial test, one-sided, "
-    f"{LEVEL:g}); not if fewer than half do, by the same test; else undecided. At the start half are, by "
-    "chance.",
+    rule="Reproduced if more than half of the heads of all seeds end alike, and of those that changed more "
+    f"became alike than ceased to be (binomial test, one-sided, {LEVEL:g}); not if more ceased, by the same "
+    "test; else undecided. At the start half are, by chance.",
     runs={scale: arms_runs(scale, NAMED, seeds) for scale, seeds in SEEDS.items()},
     uses_gpu=True,
     measure=measure,

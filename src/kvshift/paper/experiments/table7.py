@@ -7,7 +7,7 @@ from typing import Any
 
 from kvshift.paper.curves import Series, draw_series
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
-from kvshift.paper.learning import Curve, curve, gains, interval, llama, make_run, measure
+from kvshift.paper.learning import Curve, curve, gains, interval, llama, lost, make_run, measure
 
 SCORE = "answers"
 LEARNED = 0.1  # above the 4 to 6% of guesses
@@ -47,6 +47,8 @@ def _graded(each: Curve) -> float:
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     by_test = _by_test(measurements)
+    if nothing := lost([each for curves in by_test.values() for each in curves]):
+        return nothing
     found = {test: interval(gains(curves, _graded)) for test, curves in by_test.items()}
     learned = all(max(map(_graded, curves)) >= LEARNED for curves in by_test.values())
     verdict: Verdict = "not"
@@ -98,8 +100,8 @@ EXPERIMENT = Experiment(
     paper="12 → 15: .8154, .8909; 21 → 24: .8711, .9062",
     rule="Reproduced if at every test KV shift answers more test problems correctly than vanilla, with a 95% "
     "interval over paired seeds that leaves out 0; partly if only the means are above; undecided if at some "
-    f"test no run answers {LEARNED:.0%}; not otherwise. (The model's size is not the paper's, which it does "
-    "not give.)",
+    f"test no run answers {LEARNED:.0%}, or a run diverged; not otherwise. (The model's size is not the "
+    "paper's, which it does not give.)",
     runs={
         "tiny": _runs(
             "tiny",
@@ -128,7 +130,7 @@ EXPERIMENT = Experiment(
         ),
         "gpu": _runs(
             "gpu",
-            {(12, 15): 3, (21, 24): 2},
+            {(12, 15): 3, (21, 24): 3},
             length=1024,
             model=llama(256, 6, 4),
             steps=3000,
@@ -137,7 +139,7 @@ EXPERIMENT = Experiment(
             warmup_steps=200,
             evaluate_every=250,
             evaluation_rows=64,
-            graded_problems=512,
+            graded_problems=2048,  # with 512 the paper's own difference would seldom show
         ),
     },
     uses_gpu=True,
