@@ -189,6 +189,14 @@ def test_settings_refuse_what_they_do_not_know() -> None:
             Settings(**{"device": "cpu", **wrong})
 
 
+def test_settings_with_nothing_to_measure_are_refused() -> None:
+    with pytest.raises(UsageError, match="No configuration that was named has decoding to measure"):
+        Settings("cpu", only=("decoding",), models=("19b-layer",))
+    with pytest.raises(UsageError, match="No arm beside vanilla that was named has decoding"):
+        Settings("cpu", only=("decoding",), arms=("kvshift-recomputing",))
+    Settings("cpu", models=("19b-layer",))  # where a section was not asked for by name, there is the next
+
+
 def test_an_attempt_says_what_is_missing_and_what_is_broken() -> None:
     def missing():
         import nobody_has_this  # noqa: F401

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import EagerAndRecordGraphs
@@ -120,6 +121,19 @@ def test_inside_a_transform_of_torch_func_the_kernels_are_refused(device: str) -
     x, taps = torch.randn(3, 1, 5, 2, 8, device=device), torch.randn(2, 2, device=device)
     with pytest.raises(UsageError, match=r"torch\.func"):
         torch.func.vmap(lambda one: dispatch.shift(one, taps, backend="triton")[0])(x)
+
+
+def test_forward_derivatives_are_the_definitions(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dispatch.FASTEST, device, "triton")
+    x, taps, tangent = torch.randn(1, 5, 2, 8, device=device), torch.randn(2, 2, device=device), None
+    with forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the definition runs
+        out, _ = dispatch.shift(forward_ad.make_dual(x, torch.ones_like(x)), taps)
+        tangent = forward_ad.unpack_dual(out).tangent
+        assert tangent is not None
+        torch.testing.assert_close(tangent, definition.shift(torch.ones_like(x), taps)[0])
+        with pytest.raises(UsageError, match="no derivatives but the usual"):
+            dispatch.shift(x, taps, backend="triton")
 
 
 def test_compiled_code_takes_the_kernels_in_one_graph(device: str) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +35,18 @@ def test_every_tap_of_every_layer_learns(family, shifted, tokens) -> None:
     taps = {name: gradient for name, gradient in found.items() if "kv_shift" in name}
     assert len(taps) == 4
     assert all((gradient != 0).all() for gradient in taps.values())
+
+
+def test_a_model_may_be_compiled_before_it_ever_ran() -> None:
+    """In a process of its own: what a first call finds out, a compiler would have to trace."""
+    script = Path(__file__).parent / "helpers" / "compile_first.py"
+    path = str(Path(kvshift.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, str(script), "qwen3", "gemma3", "llama"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

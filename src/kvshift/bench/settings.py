@@ -55,6 +55,19 @@ class Settings:
                 "This machine has no CUDA GPU that PyTorch can use. Bench its CPU: --device cpu."
             )
 
+        self._check_that_something_is_measured()
+
+    def _check_that_something_is_measured(self) -> None:
+        """In each section that was asked for by its name."""
+        others = [arm for arm in self.compared if arm.name != BASELINE]
+        for section, models, arms in (
+            ("steps", self.trained, [arm for arm in others if arm.trained]),
+            ("decoding", self.decoded, [arm for arm in others if arm.decoded]),
+        ):
+            if section in self.only and self.only != SECTIONS and not (models and arms):
+                what = "arm beside vanilla" if models else "configuration"
+                raise UsageError(f"No {what} that was named has {section} to measure; leave {section} out.")
+
     @property
     def on_gpu(self) -> bool:
         return self.device == "cuda"

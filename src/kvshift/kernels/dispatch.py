@@ -208,6 +208,9 @@ def _path(backend: str | None, x: Tensor, weight: Tensor, state: Tensor | None) 
     return "definition"
 
 
+_ONLY_USUAL = "it knows no derivatives but the usual ones"
+
+
 def _why_not_cpu(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
     """What the few operators for a CPU cannot do of this, as half a sentence."""
     if not x.is_cpu:
@@ -221,7 +224,7 @@ def _why_not_cpu(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
     if type(x) is not Tensor or x.numel() == 0:
         return "it takes ordinary tensors that hold something"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "it knows no derivatives but the usual ones"
+        return _ONLY_USUAL
     return None
 
 
@@ -241,6 +244,8 @@ def _why_not_triton(x: Tensor, weight: Tensor, state: Tensor | None) -> str | No
         return "no gradient would reach the state"
     if torch._C._are_functorch_transforms_active():  # which the compiler can answer, too
         return "transforms of torch.func do not know its kernels"
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return _ONLY_USUAL
     # The compiler's own code needs what a launch needs.
     return None if torch.compiler.is_compiling() else _failure_of_a_launch(x.device, x.dtype)
 

@@ -128,9 +128,9 @@ def _backward_kernel(
         sum_0 += dout * x
         for j in tl.static_range(1, WINDOW):
             m_later = m_row & (at + j < time)
-            later = tl.load(
-                p_dout + o_dout + j * d_time, mask=m_later[:, None] & m_channel[None, :], other=0.0
-            ).to(tl.float32)
+            o_later = row_offsets(batch, at + j, d_batch, d_time)[:, None] + od_channel[None, :]
+            m_here = m_later[:, None] & m_channel[None, :]
+            later = tl.load(p_dout + o_later, mask=m_here, other=0.0).to(tl.float32)
             later = kept_if(unbroken(p_starts, row + j, at + j, j, m_later, STARTS), later, j, STARTS)
             total += later * tl.load(p_taps + o_taps + j, mask=m_channel, other=0.0)[None, :]
             part = later * x

@@ -24,7 +24,7 @@ from kvshift.kernels.rows import (
 )
 from kvshift.kernels.sums import taps_gradients
 
-# What `benchmarks/tiles.py` found fastest on an H200 (docs/results/kernels.md).
+# What `benchmarks/tiles.py` found fastest on an H200 (docs/results/kernels.md), with norms a sweep like it.
 _FORWARD = Tile(rows=8, across=4, warps=4)
 _BACKWARD = Tile(rows=8, across=1, warps=2)
 _NORM_BACKWARD = Tile(rows=8, across=1, warps=4)

@@ -32,6 +32,9 @@ class ShiftedAttention:
     unshifted: ClassVar[Any]
     """The family's attention class."""
 
+    norm_class: ClassVar[Any]
+    """Of the heads' norms, where shift, norm and rotation run as one piece; None: there are none."""
+
     recomputes = False
     """See `recompute_shift`."""
 

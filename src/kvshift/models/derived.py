@@ -59,7 +59,12 @@ def _derive(family: Family) -> ShiftedClasses:
     )
     parts = {
         attention: derive(
-            _suffix(family, attention), ShiftedAttention, attention, family=family, unshifted=attention
+            _suffix(family, attention),
+            ShiftedAttention,
+            attention,
+            family=family,
+            unshifted=attention,
+            norm_class=family.norm,  # here and not when it is needed, which a compiler would have to trace
         )
         for attention in family.attentions
     }

@@ -96,9 +96,9 @@ class Family:
             if hasattr(self._library, name.format(self.name))
         )
 
-    @functools.cached_property
+    @property
     def norm(self) -> Any:
-        """The class of the heads' norms that `rotary` names."""
+        """The class of the heads' norms that `rotary` names; None: there are none."""
         return self._class(self.rotary.norm) if self.rotary is not None and self.rotary.norm else None
 
     @property

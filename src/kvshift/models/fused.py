@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvshift.kernels import dispatch
@@ -50,7 +50,7 @@ def path_for(attention: Any, taps: Taps, hidden_states: Tensor, cache: Cache | N
 def _has_own_norms(attention: Any) -> bool:
     """False if an adapter, say, has taken their place, or offloading their forward's."""
     norms = (attention.q_norm, attention.k_norm)
-    return all(type(norm) is attention.family.norm and "forward" not in vars(norm) for norm in norms)
+    return all(type(norm) is attention.norm_class and "forward" not in vars(norm) for norm in norms)
 
 
 def forward(
@@ -94,7 +94,7 @@ def forward(
     kernels = path == "triton"
     rebuilds = kernels and attention.recomputes and function is not family.eager_attention
     if past_key_values is None and rebuilds:
-        if _would_repeat(attention, attention_mask, raw):
+        if function is sdpa_attention_forward and _would_repeat(attention, attention_mask, raw):
             whole = _Repeated(attention)
             attend, how = partial(attend, layer=whole), {**how, "repeats": attention.num_key_value_groups}
         output, weights = _rebuilding(attend, raw, **how), None
@@ -110,11 +110,9 @@ def _norms(attention: Any) -> dict[str, Any]:
     if rotary.norm is None:
         return {}
     q_norm, k_norm = attention.q_norm, attention.k_norm
-    return {
-        "q_norm": 1 + q_norm.weight if rotary.unit_offset else q_norm.weight,
-        "k_norm": 1 + k_norm.weight if rotary.unit_offset else k_norm.weight,
-        "eps": k_norm.eps if rotary.unit_offset else k_norm.variance_epsilon,
-    }
+    if rotary.unit_offset:  # to be rounded once, after the norm
+        return {"q_norm": 1 + q_norm.weight.float(), "k_norm": 1 + k_norm.weight.float(), "eps": k_norm.eps}
+    return {"q_norm": q_norm.weight, "k_norm": k_norm.weight, "eps": k_norm.variance_epsilon}
 
 
 def _rotated(
@@ -164,6 +162,7 @@ def _rebuilding(
     from kvshift.kernels.rebuild import rebuilt
     from kvshift.kernels.shift_rotary import rotary, shift_rotary_kv
 
+    how = {"eps": 0.0, **how}  # of its default a compiler for any length makes a symbol, inside a checkpoint
     q = rotary(raw[0], cos, sin, norm=q_norm, **how).transpose(1, 2)
 
     def build(norm: Tensor | None, starts: Tensor | None, *rows: Any) -> tuple[Tensor, ...]:
@@ -182,12 +181,8 @@ class _Repeated:
 
 
 def _would_repeat(attention: Any, mask: Any, raw: Rows) -> bool:
-    """Whether the library's attention would copy keys and values for every head of queries, and keep that."""
-    return (
-        attention.config._attn_implementation == "sdpa"
-        and attention.num_key_value_groups > 1
-        and not use_gqa_in_sdpa(mask, raw[1], raw[2])
-    )
+    """Whether the library's SDPA would copy keys and values for every head of queries, and keep that."""
+    return attention.num_key_value_groups > 1 and not use_gqa_in_sdpa(mask, raw[1], raw[2])
 
 
 def _can_decode(cache: Any, attention: Any, boundaries: Boundaries, raw: Rows) -> bool:
