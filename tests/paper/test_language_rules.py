@@ -158,6 +158,9 @@ def test_quadrants() -> None:
     for each in found:
         each.measured["taps"][-1] = each.measured["taps"][0]  # nothing moved
     assert EXPERIMENTS["table4"].judge(found).verdict == "undecided"
+    for each in found:  # nor here, where the draw was lucky
+        each.measured["taps"] = [{"keys": [alike], "values": [alike]}] * 2
+    assert EXPERIMENTS["table4"].judge(found).verdict == "undecided"
 
 
 def test_starts() -> None:
