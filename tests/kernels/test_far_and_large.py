@@ -61,7 +61,7 @@ def test_views_of_one_projection_are_not_copied(device: str) -> None:
 def test_programs_that_add_up_several_tiles(device: str, run, monkeypatch) -> None:
     """As large inputs make them."""
     torch.manual_seed(0)
-    x, gradient = (torch.randn(2, 150, 2, 64, device=device) for _ in range(2))
+    x, gradient = (torch.randn(2, 60, 2, 64, device=device) for _ in range(2))
     taps = torch.randn(2, 3, device=device)
     one_each = run(x, gradient, taps)
     monkeypatch.setattr(rows, "ENOUGH_PROGRAMS", 1)

@@ -182,7 +182,7 @@ def test_compiled_such_copies_are_not_kept_either() -> None:
     assert kept < without - layers * 2 * 7 * row
 
 
-@pytest.mark.parametrize("name", ["llama", "cohere", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_recomputing_compiles_for_any_length(name: str) -> None:
     model = build(name)
     recompute_shift(model)
