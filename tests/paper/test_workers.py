@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -42,6 +44,40 @@ def test_a_process_that_died_is_told(tmp_path, monkeypatch) -> None:
 
 def _killed(*given) -> None:
     os._exit(9)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="asks Linux")
+def test_processes_end_with_the_one_that_made_them(tmp_path) -> None:
+    """However that ended."""
+    made = subprocess.Popen([sys.executable, "-c", _FOREVER, str(tmp_path)])
+    try:
+        while len(found := list(tmp_path.iterdir())) < 2:
+            assert made.poll() is None
+            time.sleep(0.1)
+    finally:
+        made.kill()
+        made.wait()
+    for process in found:
+        for _ in range(100):
+            if not os.path.exists(f"/proc/{process.name}"):
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"process {process.name} goes on")
+
+
+_FOREVER = """
+import os, sys, time
+from pathlib import Path
+from kvshift.paper import workers
+
+WORK = "import os, time; open(f'FOLDER/{os.getpid()}', 'w'); time.sleep(600)"
+
+if __name__ == "__main__":
+    with workers._pool(2, []) as pool:
+        for number in range(2):
+            pool.submit(exec, WORK.replace("FOLDER", sys.argv[1]))
+"""
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are shared out on Linux")

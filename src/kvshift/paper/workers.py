@@ -19,6 +19,7 @@ from kvshift.paper.measure import measured
 from kvshift.paper.place import Texts
 from kvshift.paper.progress import Task
 from kvshift.paper.records import ResultsFolder, RunRecord
+from kvshift.processes import end_with_parent
 from kvshift.training.cores import usable_cores
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -101,6 +102,7 @@ def _gpus() -> list[str]:
 
 def _settle(numbers: Any, jobs: int) -> None:
     """Takes this process's share of the cores."""
+    end_with_parent()
     number = numbers.get()
     cores = usable_cores()
     share = cores[number * len(cores) // jobs : (number + 1) * len(cores) // jobs]

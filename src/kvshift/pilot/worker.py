@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 import kvshift.errors as errors
+from kvshift.processes import end_with_parent
 
 PRELOAD = ("kvshift.pilot.jobs",)
 REQUESTS_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -187,7 +188,7 @@ def _how_it_died(code: int | None) -> str:
 def _child_main(pipe: Connection, function: str, arguments: str, log: str | None, gpu: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE)
     if gpu is not None:
@@ -220,13 +221,6 @@ def _child_main(pipe: Connection, function: str, arguments: str, log: str | None
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # no clean-up of libraries that were never meant to be forked
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _redirect_output(log: str | None) -> None:
