@@ -10,6 +10,17 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "kvshift"
 FILES = sorted(SOURCE.rglob("*.py"))
+_FOR_EXPERIMENTS = {
+    "training",
+    "inspection",
+    "tasks",
+    "models",
+    "shift",
+    "durations",
+    "processes",
+    "files",
+    "errors",
+}
 ROOMS = {
     # What each room may import, besides itself.
     "errors": set(),
@@ -23,29 +34,8 @@ ROOMS = {
     "tasks": {"files", "errors"},
     "training": {"tasks", "models", "shift", "files", "errors"},
     "inspection": {"models", "shift", "errors"},
-    "paper": {
-        "training",
-        "inspection",
-        "tasks",
-        "models",
-        "shift",
-        "durations",
-        "processes",
-        "files",
-        "errors",
-    },
-    "pilot": {
-        "paper",
-        "training",
-        "inspection",
-        "tasks",
-        "models",
-        "shift",
-        "durations",
-        "processes",
-        "files",
-        "errors",
-    },
+    "paper": _FOR_EXPERIMENTS,
+    "pilot": {"paper", *_FOR_EXPERIMENTS},
     "cli": {
         "pilot",
         "paper",
