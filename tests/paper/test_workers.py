@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from kvshift.errors import RunsFailedError, UsageError
 from kvshift.paper import workers
+from kvshift.paper.place import Texts
 from kvshift.paper.reproduce import chosen, reproduce
 
 
@@ -23,6 +25,18 @@ def test_runs_beside_each_other_are_those_one_after_the_other(tmp_path) -> None:
         assert one.judgement.verdict == other.judgement.verdict
         assert one.judgement.ours == other.judgement.ours
     assert len(said) == sum(len(each.records) for each in beside)
+
+
+def test_what_is_prepared_is_not_read_again_in_another_process(tmp_path) -> None:
+    source = tmp_path / "text.txt"
+    source.write_text("".join(f"Line {number} of some text to prepare.\n\n" for number in range(2_000)))
+    said: list[str] = []
+    here = Texts((str(source),), said.append)
+    prepared = here.prepared({"vocab_size": 300})
+    there = pickle.loads(pickle.dumps(here.for_another_process()))
+    source.unlink()
+    assert there.prepared({"vocab_size": 300}) == prepared
+    assert len(said) == 1
 
 
 def test_a_failure_in_a_process_is_told_as_it_is(tmp_path, monkeypatch) -> None:
@@ -70,6 +84,7 @@ _FOREVER = """
 import os, sys, time
 from pathlib import Path
 from kvshift.paper import workers
+from kvshift.paper.place import Texts
 
 WORK = "import os, time; open(f'FOLDER/{os.getpid()}', 'w'); time.sleep(600)"
 

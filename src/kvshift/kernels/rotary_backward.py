@@ -19,7 +19,7 @@ from kvshift.kernels.rotary_kernels import (
     root_of,
     store_pairs,
 )
-from kvshift.kernels.rows import before, head_offsets, kept_if, place_of, unbroken
+from kvshift.kernels.rows import before, head_offsets, kept_if, place_of, share_of, unbroken
 
 
 @triton.jit
@@ -179,13 +179,14 @@ def queries_backward_kernel(
     NORM: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, ROWS: tl.constexpr,
     HEADS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(1)
+    groups = tl.cdiv(heads, HEADS)
+    program, group = share_of(tl.program_id(0), groups)
     first = group * HEADS
     one, other, m_pair, turns = pairs(head_dim, ROTARY, INTERLEAVED, PAIRS)
     norm_one = tl.zeros((ROWS, PAIRS), dtype=tl.float32)
     norm_other = norm_one
     for block in range(blocks):
-        row = (tl.program_id(0) * blocks + block) * ROWS + tl.arange(0, ROWS)
+        row = (program * blocks + block) * ROWS + tl.arange(0, ROWS)
         m_row = row < rows
         batch, at = place_of(row, time)
         cos, sin = angles(p_cos, p_sin, batch, at, m_row, one, turns, a_batch, a_time)
@@ -205,7 +206,7 @@ def queries_backward_kernel(
             o_dq = (row.to(tl.int64) * heads + head) * head_dim
             store_pairs(p_dq, o_dq, one, other, m_row, m_pair, d_one, d_other)
     if NORM:
-        p_norm_sums += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + group) * head_dim
+        p_norm_sums += (program.to(tl.int64) * groups + group) * head_dim
         tl.store(p_norm_sums + one, tl.sum(norm_one, axis=0), mask=m_pair)
         tl.store(p_norm_sums + other, tl.sum(norm_other, axis=0), mask=m_pair)
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvshift.kernels.rows import head_offsets, place_of, row_offsets, shifted
+from kvshift.kernels.rows import head_offsets, place_of, row_offsets, share_of, shifted
 
 
 @triton.jit
@@ -169,8 +169,10 @@ def forward_kernel(
     WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr, STARTS: tl.constexpr, STATE: tl.constexpr,
     ROTARY: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    which, group = slot_of(tl.program_id(1), tl.cdiv(q_heads, HEADS), tl.cdiv(kv_heads, HEADS))
+    q_slots, kv_slots = tl.cdiv(q_heads, HEADS), tl.cdiv(kv_heads, HEADS)
+    tile, slot = share_of(tl.program_id(0), q_slots + 2 * kv_slots)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    which, group = slot_of(slot, q_slots, kv_slots)
     first = group * HEADS
     one, other, m_pair, turns = pairs(head_dim, ROTARY, INTERLEAVED, PAIRS)
     m_row = row < rows

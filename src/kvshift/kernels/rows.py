@@ -29,6 +29,17 @@ class Tile(NamedTuple):
 
 
 @triton.jit
+def share_of(program, groups):
+    """The tile of rows a program takes, and which of the groups of channels.
+
+    Neighbours take the same rows: what runs at a time then lies side by side in memory, and finds its angles
+    in the cache.
+    """
+    tile = program // groups
+    return tile, program - tile * groups
+
+
+@triton.jit
 def place_of(row, time):
     """A row's sequence and its place there."""
     batch = row // time

@@ -29,6 +29,7 @@ from kvshift.kernels.rows import (
     or_any,
     place_of,
     row_offsets,
+    share_of,
     shifted,
     strides,
     tap_offsets,
@@ -36,8 +37,8 @@ from kvshift.kernels.rows import (
 )
 from kvshift.kernels.sums import taps_gradients
 
-# What `benchmarks/tiles.py` found fastest on an H100 (docs/results/kernels.md); several others are as fast.
-_FORWARD = Tile(rows=4, across=512, warps=4)
+# What `benchmarks/tiles.py` found fastest on an H200 (docs/results/kernels.md).
+_FORWARD = Tile(rows=16, across=128, warps=4)
 _BACKWARD = Tile(rows=8, across=128, warps=2)
 _MOST_BLOCKS = 32  # of rows that one program of the backward adds up
 
@@ -56,14 +57,15 @@ def _forward_kernel(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     # out[t] = Σⱼ taps[j] · x[t - j]
-    if tl.program_id(2) == 0:
+    if tl.program_id(1) == 0:
         p_in, p_taps, p_state, p_out = p_x, p_x_taps, p_x_state, p_x_out
         s_batch, s_time, s_head = x_batch, x_time, x_head
     else:
         p_in, p_taps, p_state, p_out = p_y, p_y_taps, p_y_state, p_y_out
         s_batch, s_time, s_head = y_batch, y_time, y_head
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    tile, column = share_of(tl.program_id(0), tl.cdiv(channels, CHANNELS))
+    row = tile * ROWS + tl.arange(0, ROWS)
+    channel = column * CHANNELS + tl.arange(0, CHANNELS)
     m_row, m_channel = row < rows, channel < channels
     batch, at = place_of(row, time)
     o_channel = channel_offsets(channel, head_dim, s_head)
@@ -170,7 +172,7 @@ def _launch(
         batch, time, heads, head_dim = x.shape
         rows, channels = batch * time, heads * head_dim
         columns = ceil_div(channels, _FORWARD.across)
-        grid = (ceil_div(rows, _FORWARD.rows), columns, 1 if y is None else 2)
+        grid = (ceil_div(rows, _FORWARD.rows) * columns, 1 if y is None else 2)
         other = or_any(y, x)
         _forward_kernel[grid](
             x, other,

@@ -25,7 +25,7 @@ from kvshift.kernels.rows import (
 from kvshift.kernels.sums import taps_gradients
 
 # What `benchmarks/tiles.py` found fastest on an H200 (docs/results/kernels.md), with norms a sweep like it.
-_FORWARD = Tile(rows=8, across=4, warps=4)
+_FORWARD = Tile(rows=8, across=8, warps=4)
 _BACKWARD = Tile(rows=8, across=1, warps=2)
 _NORM_BACKWARD = Tile(rows=8, across=1, warps=4)
 _QUERIES_BACKWARD = Tile(rows=16, across=2, warps=4)
@@ -87,7 +87,7 @@ def _launch(
     rows, q_heads = batch * time, q.shape[2]
     if rows:
         slots = ceil_div(q_heads, _FORWARD.across) + 2 * ceil_div(kv_heads, _FORWARD.across)
-        forward_kernel[ceil_div(rows, _FORWARD.rows), slots](
+        forward_kernel[(ceil_div(rows, _FORWARD.rows) * slots,)](
             q, k, v,
             or_any(k_taps, k), or_any(v_taps, v),
             cos, sin,
@@ -152,7 +152,7 @@ def _queries_backward(
     norm_sums = dq.new_empty(0 if norm is None else (programs, groups, head_dim), dtype=torch.float32)
     if rows and heads:
         raw = or_any(q, dq_out)
-        queries_backward_kernel[programs, groups](
+        queries_backward_kernel[(programs * groups,)](
             dq_out, raw, cos, sin, or_any(norm, dq_out), dq, norm_sums,
             rows, time, heads, head_dim, blocks, eps,
             *strides(raw), *strides(dq_out), *angle_strides(cos),

@@ -13,6 +13,10 @@ from kvshift.tasks.text.sources import find_sources
 Say = Callable[[str], None]
 
 
+def _silent(line: str) -> None:
+    pass
+
+
 @dataclass
 class Texts:
     """The text of one reproduction, prepared once for each vocabulary.
@@ -23,7 +27,7 @@ class Texts:
     """
 
     sources: tuple[str, ...] = ()
-    say: Say = lambda line: None
+    say: Say = _silent
     _prepared: dict[tuple[tuple[str, Any], ...], Path] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -41,6 +45,10 @@ class Texts:
             self.say(f"Preparing {', '.join(self.sources) or 'Python’s standard library'}")
             self._prepared[key] = prepare(TextRequest(sources=self.sources, **settings)).folder
         return self._prepared[key]
+
+    def for_another_process(self) -> Texts:
+        """With what is prepared, which is not read again there, and without words for people."""
+        return Texts(self.sources, _prepared=self._prepared)
 
 
 @dataclass(frozen=True)

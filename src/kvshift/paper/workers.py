@@ -43,7 +43,7 @@ def measured_beside(
     try:
         for task in tasks:
             names = task.experiment.name, task.run.name
-            futures[pool.submit(_measure, *names, folder, texts.sources)] = task
+            futures[pool.submit(_measure, *names, folder, texts.for_another_process())] = task
         for done in as_completed(futures):
             yield futures[done], done.result()
     except BrokenProcessPool:
@@ -111,7 +111,7 @@ def _settle(numbers: Any, jobs: int) -> None:
     torch.set_num_threads(max(1, len(share)))
 
 
-def _measure(experiment: str, run: str, folder: ResultsFolder, sources: tuple[str, ...]) -> RunRecord:
+def _measure(experiment: str, run: str, folder: ResultsFolder, texts: Texts) -> RunRecord:
     found = EXPERIMENTS[experiment]
     named = next(each for each in found.runs[folder.scale] if each.name == run)
-    return measured(found, named, folder, Texts(sources))
+    return measured(found, named, folder, texts)
