@@ -182,6 +182,24 @@ def test_starts() -> None:
     assert verdict("starts", losses(3.91)) == "undecided"
 
 
+def test_structures() -> None:
+    def losses(default: float, induction: float, shake: float = 0.0) -> Loss:
+        def loss(settings: Settings) -> float:
+            if settings["shift"] is None:
+                return 4.0
+            others = {"structured": default, "induction": induction + shake * settings["seed"]}
+            return others.get(settings["shift"]["init"], 3.95)
+
+        return loss
+
+    assert verdict("structures", losses(3.7, 3.8)) == "reproduced"
+    assert verdict("structures", losses(3.8, 3.7)) == "not"
+    assert verdict("structures", losses(3.8, 3.7, shake=0.1)) == "reproduced"  # no better at every seed
+    assert verdict("structures", losses(4.1, 4.1)) == "not"  # others gain
+    assert verdict("structures", losses(3.95, 4.0)) == "reproduced"
+    assert verdict("structures", lambda settings: 4.0) == "undecided"
+
+
 def test_travel() -> None:
     def moved(by: float) -> str:
         found = made_up("travel", by_shift(4.0, 3.9, lr_multiplier=3.8, init=3.8), taps=[[0.9, 0.1]] * 2)

@@ -85,6 +85,21 @@ def test_structured_start(per_channel) -> None:
             assert found.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("init", "keys", "values"),
+    [
+        ("alternating", [1, 0, 1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1, 0, 1]),
+        ("half_induction", [1, 0, 1, 0, 1, 0, 1, 0], [0] * 8),
+        ("induction", [1] * 8, [0] * 8),
+    ],
+)
+def test_other_structures(init, keys, values) -> None:
+    """By head, whether it starts with the previous row."""
+    module = made(init=init, window=3, shift_queries=True)
+    for part, turned in (("k_weight", keys), ("v_weight", values), ("q_weight", [0] * 16)):
+        assert getattr(module, part).tolist() == [[1 - each, each, 0] for each in turned]
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_structured_start_with_few_heads_begins_with_the_induction_head(heads) -> None:
     module = made(init="structured", kv_heads=heads)

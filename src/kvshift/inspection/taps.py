@@ -15,7 +15,7 @@ from kvshift.shift import KVShift
 Start = dict[str, list[list[list[float]]] | None]
 """`{"k_weight": start[layer][head][column], …}`: taps at step 0, averaged over channels."""
 
-_KNOWN_STARTS = ("identity", "structured")  # the paper's start is drawn, and a model does not keep the draw
+_DRAWN = "paper"  # a start of which a model does not keep the draw
 
 
 def read_taps(model: nn.Module, started: Start | None = None) -> LearnedTaps | None:
@@ -101,7 +101,7 @@ def _start(shift: KVShift, started: Start | None, place: int) -> tuple[dict[str,
             },
             "step 0 of its run, as recorded",
         )
-    if shift.config.init not in _KNOWN_STARTS or shift.config.constraint == "gate":
+    if shift.config.init == _DRAWN or shift.config.constraint == "gate":
         return {}, None
     heads = {name: getattr(shift, name) for name in names}
     fresh = KVShift(

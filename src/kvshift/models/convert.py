@@ -38,7 +38,7 @@ def convert(
         model: a causal language model of a supported family (`supported_architectures()`), on any device
             and of any dtype.
         config: the shift.
-        init: how the taps start: `paper`, `structured` or `identity`, in place of `config.init`'s default.
+        init: how the taps start, in place of `config.init`'s default; see `KVShiftConfig.init`.
         generator: draws the taps where `config.init` draws; None: the global one.
 
     Returns:

@@ -76,15 +76,14 @@ def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str) -> bytes:
     def painter(figure: Figure) -> None:
         places = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
         for axes, (title, gains) in zip(places, panels.items(), strict=True):
-            _gains(axes, gains)
+            gains_on(axes, gains)
             axes.set(title=title, xlabel=xlabel)
-            axes.axvline(0, color="#555555", lw=0.8)
-            axes.grid(alpha=0.3, axis="x")
 
     return paint(kind, 4.4 * len(panels), 1.2 + 0.27 * rows, painter)
 
 
-def _gains(axes: Any, gains: Gains) -> None:
+def gains_on(axes: Any, gains: Gains) -> None:
+    """One panel of `draw_gains`."""
     for row, every in enumerate(gains.values()):
         values = [value for value in every if math.isfinite(value)]  # there is no place for the others
         if not values:
@@ -96,3 +95,5 @@ def _gains(axes: Any, gains: Gains) -> None:
             axes.plot([found.low, found.high], [row, row], color="C0", lw=1.6)
     axes.set_yticks(range(len(gains)), list(gains))
     axes.set_ylim(len(gains) - 0.5, -0.5)
+    axes.axvline(0, color="#555555", lw=0.8)
+    axes.grid(alpha=0.3, axis="x")

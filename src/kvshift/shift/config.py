@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from kvshift.errors import UsageError
 
 Constraint = Literal["free", "gate", "clamp"]
-Init = Literal["paper", "identity", "structured"]
+Init = Literal["paper", "identity", "structured", "alternating", "half_induction", "induction"]
 SHIFT_VERSION = 1
 
 
@@ -44,7 +44,9 @@ class KVShiftConfig:
     init: Init = "structured"
     """How the taps start. `paper`: all but the last drawn from U(0, 1), the last makes the sum 1.
     `identity`: the unshifted model exactly. `structured`: of every four heads one starts as an induction
-    head (previous key, current value), one as its mirror (current key, previous value), two unshifted."""
+    head (previous key, current value), one as its mirror (current key, previous value), two unshifted.
+    For comparison with it, `alternating`: induction heads and mirrors in turns; `half_induction`: induction
+    heads and unshifted ones in turns; `induction`: every head."""
 
     lr_multiplier: float = 10.0
     """The taps' learning rate as a multiple of the model's."""

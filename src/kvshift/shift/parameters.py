@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,17 +98,21 @@ def _identity(name: str, heads: int, window: int) -> Tensor:
     return taps
 
 
-def _structured(name: str, heads: int, window: int) -> Tensor:
-    """Every fourth head at the induction corner α=(0, 1), β=(1, 0), the next at its mirror, two unshifted."""
+def _at_corners(name: str, heads: int, window: int, *, every: int, mirrored: bool = True) -> Tensor:
+    """One of `every` heads at the induction corner α=(0, 1), β=(1, 0), the next at its mirror, if any is."""
     taps = _identity(name, heads, window)
-    turned = {"k_weight": 0, "v_weight": 1}.get(name)  # which of every four heads starts on the previous row
-    if turned is not None:
-        taps[turned::4, 0], taps[turned::4, 1] = 0, 1
+    if name == "k_weight":
+        taps[::every, 0], taps[::every, 1] = 0, 1
+    elif name == "v_weight" and mirrored:
+        taps[1::every, 0], taps[1::every, 1] = 0, 1
     return taps
 
 
 _START: dict[str, Callable[[str, int, int], Tensor | None]] = {
     "paper": lambda name, heads, window: None,
     "identity": _identity,
-    "structured": _structured,
+    "structured": partial(_at_corners, every=4),
+    "alternating": partial(_at_corners, every=2),
+    "half_induction": partial(_at_corners, every=2, mirrored=False),
+    "induction": partial(_at_corners, every=1, mirrored=False),
 }

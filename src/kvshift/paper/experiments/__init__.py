@@ -16,6 +16,7 @@ from kvshift.paper.experiments import (
     fig9,
     fig10,
     starts,
+    structures,
     table3,
     table4,
     table7,
@@ -27,7 +28,8 @@ from kvshift.paper.experiments import (
 
 _THEORY = (theorem1, theorem2, theorem3, fig2)
 _TASKS = (fig1a, fig1b, fig3, fig9, table7)
-_LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4, starts, travel, emergence)
+_LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4)
+_BEYOND = (starts, structures, travel, emergence)
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (*_THEORY, *_TASKS, *_LANGUAGE)
+    module.EXPERIMENT.name: module.EXPERIMENT for module in (*_THEORY, *_TASKS, *_LANGUAGE, *_BEYOND)
 }

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
+from kvshift.paper.figure import paint
 from kvshift.paper.language import PAPER, Arms, Trained, arms_runs, measure
 from kvshift.paper.learning import Interval, interval, llama
-from kvshift.paper.loss_figures import draw_gains
+from kvshift.paper.loss_figures import gains_on
 from kvshift.shift import KVShiftConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMED: dict[str, KVShiftConfig | None] = {"vanilla": None, "kv": PAPER}
 KEPT = 0.5  # of the smallest size's gain, at the largest
@@ -37,13 +42,15 @@ def _is_of(size: int, run: Trained) -> bool:
     return run.parameters == size
 
 
-def _slope(runs: Sequence[Trained]) -> float:
-    """Of the loss against the logarithm of the parameters, by least squares; NaN if a run diverged."""
-    finite = [run for run in runs if math.isfinite(run.loss)]
-    if len(finite) < len(runs):
-        return math.nan
-    line = stats.linregress([math.log(run.parameters) for run in finite], [run.loss for run in finite])
-    return float(line.slope)
+def _line(runs: Sequence[Trained]) -> tuple[float, float]:
+    """Slope and intercept of the loss against the logarithm of the parameters, by least squares.
+
+    NaN if a run diverged.
+    """
+    if not all(math.isfinite(run.loss) for run in runs):
+        return math.nan, math.nan
+    line = stats.linregress([math.log(run.parameters) for run in runs], [run.loss for run in runs])
+    return float(line.slope), float(line.intercept)
 
 
 def judge(measurements: Sequence[Measurement]) -> Judgement:
@@ -58,7 +65,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     else:
         verdict = "partly" if all(mean > 0 for mean in means) else "undecided"
     arms = Arms(measurements, NAMED).by_name
-    slopes = {name: _slope(runs) for name, runs in arms.items()}
+    slopes = {name: _line(runs)[0] for name, runs in arms.items()}
     larger = math.exp(means[-1] / -slopes["vanilla"]) if slopes["vanilla"] < 0 else math.nan
     says = f", so the gain at the largest size is worth {larger:.2f} times the parameters"
     return Judgement(
@@ -70,9 +77,31 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
-    """Gains by size."""
+    """Losses by parameters with the line through each arm's (figure 7), and gains by size (figure 6)."""
     gains = {f"{size / 1e6:.3g}M": values for size, values in _gains(measurements).items()}
-    return draw_gains({"Gain by parameters": gains}, "gain over vanilla, nats a token", kind)
+    arms = Arms(measurements, NAMED).by_name
+
+    def painter(figure: Figure) -> None:
+        losses, gained = figure.subplots(1, 2)
+        for name, colour in (("vanilla", "C1"), ("kv", "C0")):
+            _losses(losses, arms[name], "KV shift" if name == "kv" else name, colour)
+        losses.set(xscale="log", xlabel="parameters", ylabel="validation loss, nats a token")
+        losses.set_title("Loss and its fit by parameters")
+        losses.grid(alpha=0.3)
+        losses.legend(fontsize=7.5)
+        gains_on(gained, gains)
+        gained.set(title="Gain by parameters", xlabel="gain over vanilla, nats a token")
+
+    return paint(kind, 8.4, 3.4, painter)
+
+
+def _losses(axes: Any, runs: Sequence[Trained], label: str, colour: str) -> None:
+    slope, intercept = _line(runs)
+    ends = [min(run.parameters for run in runs), max(run.parameters for run in runs)]
+    axes.plot(
+        [run.parameters for run in runs], [run.loss for run in runs], "o", color=colour, alpha=0.5, ms=4
+    )
+    axes.plot(ends, [intercept + slope * math.log(end) for end in ends], color=colour, label=label)
 
 
 EXPERIMENT = Experiment(

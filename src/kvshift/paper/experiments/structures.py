@@ -1,0 +1,76 @@
+"""Beyond the paper: which heads should start at which corner (PAPER.md §7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
+from kvshift.paper.language import Arms, arms_runs, measure
+from kvshift.paper.learning import interval, llama
+from kvshift.paper.loss_figures import draw_gains
+from kvshift.shift import KVShiftConfig
+
+DEFAULT = KVShiftConfig()
+OTHERS: dict[str, KVShiftConfig] = {
+    "half induction, half mirror": dataclasses.replace(DEFAULT, init="alternating"),
+    "half induction, half plain": dataclasses.replace(DEFAULT, init="half_induction"),
+    "all induction": dataclasses.replace(DEFAULT, init="induction"),
+}
+QUARTERS = "quarter induction, quarter mirror"
+NAMED: dict[str, KVShiftConfig | None] = {"vanilla": None, QUARTERS: DEFAULT, **OTHERS}
+
+
+def _runs(scale: Scale, seeds: int, **changes: Any) -> tuple[Run, ...]:
+    in_files = {name.replace(",", "").replace(" ", "-"): shift for name, shift in NAMED.items()}
+    return arms_runs(scale, in_files, seeds, **changes)
+
+
+def judge(measurements: Sequence[Measurement]) -> Judgement:
+    """The rule of `EXPERIMENT`."""
+    arms = Arms(measurements, NAMED)
+    gains = {name: interval(arms.gains(name)) for name in NAMED if name != "vanilla"}
+    leads = {name: interval(arms.gains(name, QUARTERS)) for name in OTHERS}
+    if better := [name for name, lead in leads.items() if lead.low > 0]:
+        verdict: Verdict = "not"
+    else:
+        verdict = "reproduced" if gains[QUARTERS].low > 0 else "undecided"
+    return Judgement(
+        verdict=verdict,
+        ours="gain over the default, nats a token: "
+        + "; ".join(f"{name}: {lead}" for name, lead in leads.items()),
+        finding="Gains over vanilla: "
+        + "; ".join(f"{name}: {gain}" for name, gain in gains.items())
+        + "."
+        + (f" Better than the default: {', '.join(better)}." if better else ""),
+    )
+
+
+def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
+    """Gains of every structure."""
+    arms = Arms(measurements, NAMED)
+    gains = {name: arms.gains(name) for name in NAMED if name != "vanilla"}
+    return draw_gains({"Which heads start at which corner": gains}, "gain over vanilla, nats a token", kind)
+
+
+EXPERIMENT = Experiment(
+    name="structures",
+    version=1,
+    title="Which heads start at which corner",
+    claim="This package's, not the paper's: of the starts that put heads at the corners of an induction "
+    "head, none is better than a quarter of the heads there, a quarter at its mirror and the others plain "
+    "(the default).",
+    paper="does not ask",
+    rule="Reproduced if, over paired seeds, the 95% interval of the default's gain over vanilla lies above 0 "
+    "and no other structure's gain over the default has an interval above 0; not if one has; else undecided.",
+    runs={
+        "tiny": _runs("tiny", 2, model=llama(16, 1, 4)),
+        "small": _runs("small", 3, model=llama(64, 2, 4)),  # with two heads none would be plain
+        "gpu": _runs("gpu", 3),
+    },
+    uses_gpu=True,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)
