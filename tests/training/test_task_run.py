@@ -15,7 +15,7 @@ from kvshift.tasks.task import IGNORED
 from kvshift.training import task_run
 from kvshift.training.derivations import write_derivations
 from kvshift.training.model import tap_parameters
-from kvshift.training.task_data import lessons, make_lesson
+from kvshift.training.task_data import Lesson, Lessons, lessons, make_lesson
 from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel, train_task
 
@@ -150,12 +150,29 @@ def test_both_arms_start_from_the_same_weights() -> None:
 
 def test_processes_make_the_same_lessons_in_the_same_order() -> None:
     task = Induction(vocab_size=32, candidates=16, length=24)
-    alone, ahead = (list(lessons(task, 4, 2, 9, torch.device("cpu"), workers)) for workers in (0, 2))
-    assert len(alone) == len(ahead) == 7
-    for step, (one, other) in enumerate(zip(alone, ahead, strict=True), start=2):
-        assert torch.equal(one.inputs, other.inputs)
-        assert torch.equal(one.inputs, task.batch(step, 4).inputs)
-        assert torch.equal(one.answers, other.answers)
+    for end in (9, 2 + 32, 2 + 33):  # one, whole and begun of those that travel together
+        alone, ahead = (list(lessons(task, 4, 2, end, torch.device("cpu"), workers)) for workers in (0, 2))
+        assert len(alone) == len(ahead) == end - 2
+        for step, (one, other) in enumerate(zip(alone, ahead, strict=True), start=2):
+            assert torch.equal(one.inputs, task.batch(step, 4).inputs)
+            assert all(
+                torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True) if mine is not None
+            )
+            assert one.positions is other.positions is None
+
+
+def test_lessons_that_travel_together_keep_their_positions_where_they_are_packed() -> None:
+    def lesson(asked: int, packed: bool) -> Lesson:
+        places = torch.randint(9, (2, 5)) if packed else None
+        return Lesson(
+            torch.randint(9, (2, 5)), places, torch.randint(10, (asked,)), torch.randint(9, (asked,))
+        )
+
+    one_by_one = [lesson(3, False), lesson(0, True), lesson(10, True), lesson(1, False)]
+    together = list(Lessons.joined(one_by_one).to(torch.device("cpu")).parted())
+    for mine, theirs in zip(together, one_by_one, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert (one is None and other is None) or torch.equal(one, other)
 
 
 def test_learning_rates() -> None:

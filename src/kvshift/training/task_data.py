@@ -14,6 +14,8 @@ from kvshift.training.cores import usable_cores
 from kvshift.training.data import positions
 
 _MOST_WORKERS = 8
+_MOST_TOGETHER = 32  # steps
+_TOGETHER_BYTES = 4_000_000  # of inputs
 
 
 class Lesson(NamedTuple):
@@ -53,12 +55,66 @@ def make_lesson(batch: Batch) -> Lesson:
     )
 
 
-class _Lessons(Dataset[Lesson]):
-    def __init__(self, task: Task, size: int) -> None:
-        self.task, self.size = task, size
+class Lessons(NamedTuple):
+    """Several steps' lessons as one: a few large tensors travel, not many small ones.
 
-    def __getitem__(self, step: int) -> Lesson:
-        return make_lesson(self.task.batch(step, self.size))
+    `inputs` and `positions` are `(steps, rows, length)`; `asked` and `answers` hold `counts[i]` numbers of
+    step i, one step's after the other's.
+    """
+
+    inputs: Tensor
+    positions: Tensor | None
+    packed: list[bool]
+    asked: Tensor
+    answers: Tensor
+    counts: list[int]
+
+    @classmethod
+    def joined(cls, steps: list[Lesson]) -> Lessons:
+        places = [each.positions for each in steps]
+        packed = [each is not None for each in places]
+        none = torch.zeros_like(steps[0].inputs)
+        return cls(
+            inputs=torch.stack([each.inputs for each in steps]),
+            positions=torch.stack([none if each is None else each for each in places])
+            if any(packed)
+            else None,
+            packed=packed,
+            asked=torch.cat([each.asked for each in steps]),
+            answers=torch.cat([each.answers for each in steps]),
+            counts=[len(each.asked) for each in steps],
+        )
+
+    def to(self, device: torch.device) -> Lessons:
+        """The same on `device`, copied while the host goes on where the memory is pinned."""
+        inputs, asked, answers = (
+            each.to(device, non_blocking=True) for each in (self.inputs, self.asked, self.answers)
+        )
+        places = None if self.positions is None else self.positions.to(device, non_blocking=True)
+        return self._replace(inputs=inputs, positions=places, asked=asked, answers=answers)
+
+    def parted(self) -> Iterator[Lesson]:
+        """Each step's."""
+        asked, answers = self.asked.split(self.counts), self.answers.split(self.counts)
+        for step, packed in enumerate(self.packed):
+            places = self.positions[step] if self.positions is not None and packed else None
+            yield Lesson(self.inputs[step], places, asked[step], answers[step])
+
+
+class _Ahead(Dataset[Lessons]):
+    """Lessons of steps `begin` to `end` - 1, `together` at a time."""
+
+    def __init__(self, task: Task, size: int, begin: int, end: int, together: int) -> None:
+        self.task, self.size, self.end = task, size, end
+        self.firsts = range(begin, end, together)
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __getitem__(self, place: int) -> Lessons:
+        first = self.firsts[place]
+        steps = range(first, min(first + self.firsts.step, self.end))
+        return Lessons.joined([make_lesson(self.task.batch(step, self.size)) for step in steps])
 
 
 def worker_count(device: torch.device) -> int:
@@ -75,15 +131,14 @@ def lessons(
         workers: processes that make batches ahead; 0 makes each when it is wanted. A batch depends on its
             step alone, whichever process makes it.
     """
-    cuda = device.type == "cuda"
-    loader: DataLoader[Lesson] = DataLoader(
-        _Lessons(task, size),
+    together = min(_MOST_TOGETHER, max(_TOGETHER_BYTES // (8 * size * task.length), 1)) if workers else 1
+    loader: DataLoader[Lessons] = DataLoader(
+        _Ahead(task, size, begin, end, together),
         batch_size=None,
-        sampler=range(begin, end),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=cuda,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader's own draw leaves the global one alone
     )
-    for lesson in loader:
-        yield lesson.to(device)
+    for several in loader:
+        yield from several.to(device).parted()

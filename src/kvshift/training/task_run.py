@@ -153,7 +153,7 @@ class TaskModel:
             hidden = self.model.base_model(
                 input_ids=lesson.inputs, position_ids=lesson.positions, use_cache=False
             ).last_hidden_state
-            asked = hidden.flatten(0, 1)[lesson.asked]
+            asked = hidden.flatten(0, 1).index_select(0, lesson.asked)  # whose backward need not sort
             if self.recipe.logits == "head":
                 asked = self.model.get_output_embeddings()(asked)
         return asked.float()
