@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +27,7 @@ from kernel_checks import (
     rows,
 )
 
-from kvshift.kernels.shift_rotary import rotary, shift_rotary_kv
+from kvshift.kernels.shift_rotary import _shift_rotary, rotary, shift_rotary_kv
 from kvshift.kernels.shift_rotary import shift_rotary as launch
 
 PARAMETERS = ("k_taps", "v_taps", "q_norm", "k_norm")
@@ -157,6 +159,20 @@ def test_two_runs_are_bitwise_equal(device: str) -> None:
 
     for first, second in zip(run(), run(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_eager_mode_takes_the_operators_own_gradient(device: str, norm: bool) -> None:
+    def run(call: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
+        inputs = example(device, 19, norm)
+        out = call(*inputs)
+        torch.autograd.backward(out, [torch.full_like(x, 0.5) for x in out])
+        return [*out, *(x.grad for x in inputs[:9] if x is not None and x.requires_grad)]
+
+    registered, eager = run(torch.ops.kvshift.shift_rotary), run(_shift_rotary)
+    assert len(registered) == len(eager) == (10 if norm else 8)
+    for one, other in zip(registered, eager, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("norm", [True, False])

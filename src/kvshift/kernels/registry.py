@@ -60,6 +60,30 @@ def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def differentiable(name: str, backward: Callable[..., Any], keep: Callable[..., Any]) -> None:
-    """Gives an operator its gradient; `keep` says what of its inputs and results the gradient needs."""
+def differentiable(name: str, backward: Callable[..., Any], keep: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives an operator its gradient; `keep` says what of its inputs and results the gradient needs.
+
+    Returns:
+        The operator for eager mode, with the same gradient in less of the host's time: for the registered
+        one PyTorch asks the schema for each argument's default in every call, 0.1 ms for fourteen of them.
+    """
     torch.library.register_autograd(f"kvshift::{name}", backward, setup_context=keep, lib=_LIBRARY)
+    operator = getattr(torch.ops.kvshift, name)
+
+    class Directly(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = operator(*inputs)
+            keep(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return operator(*inputs)
+        return Directly.apply(*inputs)
+
+    return call

@@ -283,7 +283,7 @@ operator(
     fake=_fake_backward,
     backward_of="the shift",
 )
-differentiable("shift", _backward, _keep)
+_shift = differentiable("shift", _backward, _keep)
 
 
 def shift(
@@ -308,7 +308,7 @@ def shift(
     Returns:
         The shifted rows, contiguous, in the rows' dtype; an empty tensor where there is no `y`.
     """
-    out: tuple[Tensor, Tensor] = torch.ops.kvshift.shift(
+    out: tuple[Tensor, Tensor] = _shift(
         inner_contiguous(x),
         x_taps.contiguous(),
         None if y is None else inner_contiguous(y),

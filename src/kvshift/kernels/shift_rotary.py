@@ -259,7 +259,7 @@ operator(
     fake=_fake_backward,
     backward_of="the shift with rotary embedding",
 )
-differentiable("shift_rotary", _backward, _keep)
+_shift_rotary = differentiable("shift_rotary", _backward, _keep)
 
 
 def shift_rotary(
@@ -306,7 +306,7 @@ def shift_rotary(
     def contiguous(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.contiguous()
 
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.kvshift.shift_rotary(
+    found: tuple[Tensor, Tensor, Tensor] = _shift_rotary(
         inner_contiguous(q),
         inner_contiguous(k),
         inner_contiguous(v),
