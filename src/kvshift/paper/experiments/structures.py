@@ -51,7 +51,7 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     """Gains of every structure."""
     arms = Arms(measurements, NAMED)
     gains = {name: arms.gains(name) for name in NAMED if name != "vanilla"}
-    return draw_gains({"Which heads start at which corner": gains}, "gain over vanilla, nats a token", kind)
+    return draw_gains({"Structured starts, ×10": gains}, "gain over vanilla, nats a token", kind)
 
 
 EXPERIMENT = Experiment(
