@@ -23,7 +23,7 @@ from kvshift.kernels.rows import Tile
 Choice = tuple[Tile, int]
 OPERATORS = torch.ops.kvshift
 ROWS, WARPS, BLOCKS = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8), (4, 8, 16, 32)
-CHANNELS, HEADS, HEAD_DIM = (128, 256, 512, 1024, 2048), (1, 2, 4, 8), 128
+CHANNELS, HEADS, HEAD_DIM = (64, 128, 256, 512, 1024, 2048), (1, 2, 4, 8, 16), 128
 
 
 def choices(across: tuple[int, ...], backward: bool) -> Iterator[Choice]:

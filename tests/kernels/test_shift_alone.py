@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ from kvshift.shift import shift as definition
 pytest.importorskip("triton", reason="Triton is not installed")
 from kernel_checks import ON_GPU, TIMES, allowed, in_parts, in_type, random_examples, relative_error, rows
 
+from kvshift.kernels.shift_alone import _shift
 from kvshift.kernels.shift_alone import shift as launch
 
 
@@ -92,12 +95,32 @@ def example(device: str, dtype: torch.dtype = torch.float32, time: int = 37) -> 
 def test_two_runs_are_bitwise_equal(device: str) -> None:
     def run() -> list[Tensor]:
         inputs = example(device, time=4097 if ON_GPU else 50)
-        out = torch.ops.kvshift.shift(*inputs)
+        out = _shift(*inputs)
         torch.autograd.backward(out, [torch.ones_like(x) for x in out])
         return [*out, *(x.grad for x in inputs[:4])]
 
     for first, second in zip(run(), run(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_eager_mode_takes_the_operators_own_gradient(device: str) -> None:
+    def run(call: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
+        inputs = example(device)
+        out = call(*inputs)
+        torch.autograd.backward(out, [torch.full_like(x, 0.5) for x in out])
+        return [*out, *(x.grad for x in inputs[:4])]
+
+    for registered, eager in zip(run(torch.ops.kvshift.shift), run(_shift), strict=True):
+        assert torch.equal(registered, eager)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_it_can_be_traced(device: str) -> None:
+    x, taps = (each.detach() for each in example(device, time=5)[:2])
+    x.requires_grad_()
+    traced = torch.jit.trace(lambda x: launch(x, taps)[0], x, check_trace=False)
+    traced.save_to_buffer()
+    assert torch.equal(traced(x), launch(x, taps)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -150,10 +150,15 @@ def example(device: str, time: int = 37, norm: bool = True) -> list:
     return [q, k, v, k_taps, v_taps, angle.cos(), angle.sin(), *norms, starts, None, None, 1e-5, False]
 
 
+BOTH_CALLS = pytest.mark.parametrize(
+    "call", [torch.ops.kvshift.shift_rotary, _shift_rotary], ids=["operator", "eager"]
+)
+
+
 def test_two_runs_are_bitwise_equal(device: str) -> None:
     def run() -> list[Tensor]:
         inputs = example(device, time=4097 if ON_GPU else 50)
-        out = torch.ops.kvshift.shift_rotary(*inputs)
+        out = _shift_rotary(*inputs)
         torch.autograd.backward(out, [torch.ones_like(x) for x in out])
         return [*out, *(x.grad for x in inputs[:9] if x.requires_grad)]
 
@@ -210,27 +215,30 @@ def test_queries_apart_from_keys_and_values_are_the_same(device: str) -> None:
         assert torch.equal(mine, right)
 
 
-def test_a_rotation_alone_keeps_no_queries_for_its_gradient(device: str) -> None:
+@BOTH_CALLS
+def test_a_rotation_alone_keeps_no_queries_for_its_gradient(device: str, call) -> None:
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
         inputs = example(device, norm=False)
-        torch.ops.kvshift.shift_rotary(*inputs)
+        call(*inputs)
     q, k, v, *_ = inputs
     assert q.data_ptr() not in kept
     assert {k.data_ptr(), v.data_ptr()} <= set(kept)
 
 
-def test_a_second_derivative_is_refused(device: str) -> None:
+@BOTH_CALLS
+def test_a_second_derivative_is_refused(device: str, call) -> None:
     inputs = example(device)
-    out = torch.ops.kvshift.shift_rotary(*inputs)[1].square().sum()
+    out = call(*inputs)[1].square().sum()
     (gradient,) = torch.autograd.grad(out, inputs[1], create_graph=True)
     with pytest.raises(UnsupportedModelError, match="second derivative of the shift with rotary"):
         gradient.sum().backward()
 
 
-def test_nothing_in_nothing_out(device: str) -> None:
+@BOTH_CALLS
+def test_nothing_in_nothing_out(device: str, call) -> None:
     inputs = example(device, time=0)
-    out = torch.ops.kvshift.shift_rotary(*inputs)
+    out = call(*inputs)
     sum(x.sum() for x in out).backward()
     assert [x.shape for x in out] == [x.shape for x in inputs[:3]]
     for parameter in (*inputs[3:5], *inputs[7:9]):

@@ -39,6 +39,16 @@ def test_what_is_prepared_is_not_read_again_in_another_process(tmp_path) -> None
     assert len(said) == 1
 
 
+def test_processes_are_given_what_is_prepared(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "_measure", _told)
+    with pytest.raises(UsageError, match="prepared: 1"):
+        reproduce([*chosen("fig5a")], "tiny", tmp_path, print, jobs=2)
+
+
+def _told(experiment, run, folder, texts) -> None:
+    raise UsageError(f"prepared: {len(texts._prepared)}")
+
+
 def test_a_failure_in_a_process_is_told_as_it_is(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(workers, "_measure", _refused)
     with pytest.raises(UsageError, match="not today"):
@@ -84,7 +94,6 @@ _FOREVER = """
 import os, sys, time
 from pathlib import Path
 from kvshift.paper import workers
-from kvshift.paper.place import Texts
 
 WORK = "import os, time; open(f'FOLDER/{os.getpid()}', 'w'); time.sleep(600)"
 

@@ -82,8 +82,8 @@ def differentiable(name: str, backward: Callable[..., Any], keep: Callable[..., 
             return backward(ctx, *gradients)
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return operator(*inputs)
-        return Directly.apply(*inputs)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            return Directly.apply(*inputs)
+        return operator(*inputs)
 
     return call

@@ -15,7 +15,8 @@ from kvshift.training.data import positions
 
 _MOST_WORKERS = 8
 _MOST_TOGETHER = 32  # steps
-_TOGETHER_BYTES = 4_000_000  # of inputs
+_TOGETHER_BYTES = 1_000_000  # in shared memory, of which containers have little
+_MOST_BYTES = 4 * 8  # for a position: its input, its own number, what is asked and the answer
 
 
 class Lesson(NamedTuple):
@@ -131,12 +132,13 @@ def lessons(
         workers: processes that make batches ahead; 0 makes each when it is wanted. A batch depends on its
             step alone, whichever process makes it.
     """
-    together = min(_MOST_TOGETHER, max(_TOGETHER_BYTES // (8 * size * task.length), 1)) if workers else 1
+    fitting = _TOGETHER_BYTES // (_MOST_BYTES * size * task.length)
+    together = min(_MOST_TOGETHER, max(fitting, 1)) if workers else 1
     loader: DataLoader[Lessons] = DataLoader(
         _Ahead(task, size, begin, end, together),
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=(2 if together > 1 else 4) if workers else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader's own draw leaves the global one alone
     )

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvshift.kernels import decode, rotary_backward, rotary_kernels, shift_alone, sums
+from kvshift.kernels import decode, rotary_backward, rotary_kernels, shift_alone, shift_rotary, sums
 
 POINTERS = {"taps": "*fp32", "sums": "*fp32", "starts": "*u8", "place": "*i64"}
 
@@ -37,16 +37,24 @@ def main() -> None:
         turn = {"NORM": full, "INTERLEAVED": full, "ROTARY": 64, "PAIRS": 32}
         both = {"SHIFT_K": True, "SHIFT_V": full}
         ones = {"time": 1} if full else {}
-        tile = {**shared, **ones, "STATE": full, "ROWS": 16}
-        alone = {**tile, "CHANNELS": 128}
-        turned = {**turn, **ones, "ROWS": 16, "HEADS": 4}
-        rotary = {**tile, **turned, **both}
+        tile = {**shared, **ones, "STATE": full}
+        forward, backward = (
+            {**tile, "ROWS": of.rows, "CHANNELS": of.across}
+            for of in (shift_alone._FORWARD, shift_alone._BACKWARD)
+        )
+        turned, of_queries, of_others = (
+            {**turn, **ones, "ROWS": of.rows, "HEADS": of.across}
+            for of in (shift_rotary._FORWARD, shift_rotary._QUERIES_BACKWARD, shift_rotary._BACKWARD)
+        )
+        heads = {"q_heads": 1, "kv_heads": 1} if full else {}
         blocks = {"blocks": 1, "heads": 1} if full else {}
-        compile_for(target, shift_alone._forward_kernel, alone)
-        compile_for(target, shift_alone._backward_kernel, {**alone, **({"blocks": 1} if full else {})})
-        compile_for(target, rotary_kernels.forward_kernel, {**rotary, **({"kv_heads": 1} if full else {})})
-        compile_for(target, rotary_backward.queries_backward_kernel, {**turned, **blocks})
-        compile_for(target, rotary_backward.keys_values_backward_kernel, {**rotary, **blocks})
+        compile_for(target, shift_alone._forward_kernel, {**forward, **({"channels": 1} if full else {})})
+        compile_for(target, shift_alone._backward_kernel, {**backward, **({"blocks": 1} if full else {})})
+        compile_for(target, rotary_kernels.forward_kernel, {**tile, **turned, **both, **heads})
+        compile_for(target, rotary_backward.queries_backward_kernel, {**of_queries, **blocks})
+        compile_for(
+            target, rotary_backward.keys_values_backward_kernel, {**tile, **of_others, **both, **blocks}
+        )
         compile_for(target, decode._kernel, {**shared, **turn, **both, **ones, "ROWS": 1 if full else 2})
         added = {"WINDOW": window, "PER_CHANNEL": full, "PARTS": 64, "CHANNELS": 128}
         compile_for(target, sums._kernel, {**added, **({"programs": 1, "heads": 1} if full else {})})
