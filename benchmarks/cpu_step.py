@@ -85,7 +85,7 @@ def measure(size: str, sequences: int, threads: int, seconds: float, shift: KVSh
     clocks = {"wall": time.perf_counter} | ({"cpu": time.thread_time} if threads == 1 else {})
     times: dict = {clock: {arm: [] for arm in ARMS} for clock in clocks}
     order, end = list(ARMS), time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while time.perf_counter() < end or len(times["wall"]["vanilla"]) < 2:  # quartiles need two
         random.shuffle(order)
         for arm in order:
             began = {clock: now() for clock, now in clocks.items()}
