@@ -107,6 +107,16 @@ def test_sizes() -> None:
     assert verdict("fig6", gaining(0.2, 0.1, -0.05)) == "not"
     assert verdict("fig6", gaining(0.1, -0.1, 0.1)) == "undecided"
 
+    def finding(loss: Loss) -> str:
+        return EXPERIMENTS["fig6"].judge(made_up("fig6", loss)).finding
+
+    def rising(settings: Settings) -> float:
+        return 6.0 if settings["model"]["hidden_size"] == 128 else gaining(0.1, 0.1, 0.1)(settings)
+
+    assert "times the parameters" in finding(gaining(0.1, 0.1, 0.1))
+    assert "says little" in finding(rising)
+    assert "says little" in finding(lambda settings: None if settings["seed"] == 0 else 4.0)
+
 
 @pytest.mark.parametrize(
     ("name", "field"), [("fig8a", "constraint"), ("fig8c", "window"), ("fig10", "shift_queries")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -53,6 +54,13 @@ def _line(runs: Sequence[Trained]) -> tuple[float, float]:
     return float(line.slope), float(line.intercept)
 
 
+def _falls(runs: Sequence[Trained]) -> bool:
+    """Whether a larger size has a lower mean loss each time; False if a run diverged."""
+    sizes = sorted({run.parameters for run in runs})
+    means = [interval([run.loss for run in runs if run.parameters == size]).mean for size in sizes]
+    return all(map(math.isfinite, means)) and all(more > less for more, less in itertools.pairwise(means))
+
+
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     by_size = _gains(measurements)
@@ -66,13 +74,16 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         verdict = "partly" if all(mean > 0 for mean in means) else "undecided"
     arms = Arms(measurements, NAMED).by_name
     slopes = {name: _line(runs)[0] for name, runs in arms.items()}
-    larger = math.exp(means[-1] / -slopes["vanilla"]) if slopes["vanilla"] < 0 else math.nan
-    says = f", so the gain at the largest size is worth {larger:.2f} times the parameters"
+    if _falls(arms["vanilla"]):
+        larger = math.exp(means[-1] / -slopes["vanilla"])
+        says = f", so the gain at the largest size is worth {larger:.2f} times the parameters"
+    else:
+        says = ". Vanilla's mean loss does not fall from size to size, so its line says little"
     return Judgement(
         verdict=verdict,
         ours="gain, nats a token: " + "; ".join(f"{size / 1e6:.3g}M: {each}" for size, each in found.items()),
         finding=f"A factor e in parameters is worth {-slopes['vanilla']:.3f} nats to vanilla and "
-        f"{-slopes['kv']:.3f} to KV shift at the same tokens{says if math.isfinite(larger) else ''}.",
+        f"{-slopes['kv']:.3f} to KV shift at the same tokens{says}.",
     )
 
 
