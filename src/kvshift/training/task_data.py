@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,11 +36,7 @@ class Lesson(NamedTuple):
 
     def to(self, device: torch.device) -> Lesson:
         """The same on `device`, copied while the host goes on where the memory is pinned."""
-        inputs, asked, answers = (
-            each.to(device, non_blocking=True) for each in (self.inputs, self.asked, self.answers)
-        )
-        places = None if self.positions is None else self.positions.to(device, non_blocking=True)
-        return Lesson(inputs, places, asked, answers)
+        return _moved(self, device)
 
 
 def make_lesson(batch: Batch) -> Lesson:
@@ -87,12 +83,8 @@ class Lessons(NamedTuple):
         )
 
     def to(self, device: torch.device) -> Lessons:
-        """The same on `device`, copied while the host goes on where the memory is pinned."""
-        inputs, asked, answers = (
-            each.to(device, non_blocking=True) for each in (self.inputs, self.asked, self.answers)
-        )
-        places = None if self.positions is None else self.positions.to(device, non_blocking=True)
-        return self._replace(inputs=inputs, positions=places, asked=asked, answers=answers)
+        """As `Lesson.to`."""
+        return _moved(self, device)
 
     def parted(self) -> Iterator[Lesson]:
         """Each step's."""
@@ -100,6 +92,11 @@ class Lessons(NamedTuple):
         for step, packed in enumerate(self.packed):
             places = self.positions[step] if self.positions is not None and packed else None
             yield Lesson(self.inputs[step], places, asked[step], answers[step])
+
+
+def _moved(one: Any, device: torch.device) -> Any:
+    """A named tuple with its tensors on `device`."""
+    return one._make(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in one)
 
 
 class _Ahead(Dataset[Lessons]):
