@@ -73,6 +73,14 @@ def language_run(arm: str, scale: Scale, shift: KVShiftConfig | None, seed: int,
     return Run(f"{arm}-seed{seed}", {"text": text, **recipe.model_dump(mode="json", exclude={"data"})})
 
 
+def in_file_name(arm: str) -> str:
+    """An arm's name as a run's, which is a folder's."""
+    return arm.translate(_IN_FILES)
+
+
+_IN_FILES = str.maketrans({"×": "x", ",": "", " ": "-"})
+
+
 def arms_runs(
     scale: Scale, arms: dict[str, KVShiftConfig | None], seeds: int, **changes: Any
 ) -> tuple[Run, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Verdict
-from kvshift.paper.language import PAPER, Arms, arms_runs, measure
+from kvshift.paper.language import PAPER, Arms, arms_runs, in_file_name, measure
 from kvshift.paper.learning import Interval, interval
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.shift import KVShiftConfig
@@ -45,7 +45,7 @@ def no_gain(
             is not better, by `RULE`.
     """
     named: dict[str, KVShiftConfig | None] = {"vanilla": None, "KV shift": PAPER, **variants}
-    arms = {_file_name(arm): shift for arm, shift in named.items()}
+    arms = {in_file_name(arm.replace("KV shift", "kv")): shift for arm, shift in named.items()}
 
     def judge(measurements: Sequence[Measurement]) -> Judgement:
         found = Arms(measurements, named)
@@ -93,7 +93,3 @@ def _agrees(gain: Interval, alike: bool) -> bool:
 
 def _contradicts(gain: Interval, alike: bool) -> bool:
     return gain.low > MARGIN or gain.high < -MARGIN if alike else gain.low > 0
-
-
-def _file_name(arm: str) -> str:
-    return arm.replace("KV shift", "kv").replace(" ", "-")

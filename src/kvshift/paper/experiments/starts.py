@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Settings, Verdict
-from kvshift.paper.language import PAPER, SIZES, Arms, Trained, arms_runs, data_saved, measure
+from kvshift.paper.language import PAPER, SIZES, Arms, Trained, arms_runs, data_saved, in_file_name, measure
 from kvshift.paper.learning import interval, llama
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.shift import KVShiftConfig
@@ -56,13 +56,10 @@ def _runs(scale: Scale, screening_seeds: int, seeds: int) -> tuple[Run, ...]:
     confirmed = {name: NAMED[name] for name in ("vanilla", *CONFIRMED)}
     stages = (("screen", NAMED, screening_seeds, narrow), ("confirm", confirmed, seeds, wide))
     return tuple(
-        Run(f"{stage}-{run.name.translate(_IN_FILES)}", run.settings)
+        Run(f"{stage}-{in_file_name(run.name)}", run.settings)
         for stage, arms, count, model in stages
         for run in arms_runs(scale, arms, count, model=model)
     )
-
-
-_IN_FILES = str.maketrans({"×": "x", ",": "", " ": "-"})
 
 
 def _stages(arms: Arms) -> tuple[Callable[[Trained], bool], Callable[[Trained], bool]]:

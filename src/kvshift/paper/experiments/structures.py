@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
-from kvshift.paper.language import Arms, arms_runs, measure
+from kvshift.paper.language import Arms, arms_runs, in_file_name, measure
 from kvshift.paper.learning import interval, llama
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.paper.no_gain import MARGIN
@@ -25,8 +25,8 @@ NAMED: dict[str, KVShiftConfig | None] = {"vanilla": None, QUARTERS: DEFAULT, **
 
 
 def _runs(scale: Scale, seeds: int, **changes: Any) -> tuple[Run, ...]:
-    in_files = {name.replace(",", "").replace(" ", "-"): shift for name, shift in NAMED.items()}
-    return arms_runs(scale, in_files, seeds, **changes)
+    arms = {in_file_name(name): shift for name, shift in NAMED.items()}
+    return arms_runs(scale, arms, seeds, **changes)
 
 
 def judge(measurements: Sequence[Measurement]) -> Judgement:
