@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def end_with_parent() -> None:
@@ -20,3 +24,21 @@ def _wait_and_end() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextlib.contextmanager
+def seeing_gpu(gpu: str | None) -> Iterator[None]:
+    """Processes started meanwhile see this GPU alone; None: they see what this one does.
+
+    Once a process has imported what it works with, it is too late to choose one.
+    """
+    before = os.environ.get(VISIBLE_GPUS)
+    if gpu is not None:
+        os.environ[VISIBLE_GPUS] = gpu
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VISIBLE_GPUS] = before
+        elif gpu is not None:
+            del os.environ[VISIBLE_GPUS]

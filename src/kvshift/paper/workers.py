@@ -19,10 +19,8 @@ from kvshift.paper.measure import measured
 from kvshift.paper.place import Texts
 from kvshift.paper.progress import Task
 from kvshift.paper.records import ResultsFolder, RunRecord
-from kvshift.processes import end_with_parent
+from kvshift.processes import VISIBLE_GPUS, end_with_parent, seeing_gpu
 from kvshift.training.cores import usable_cores
-
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def measured_beside(
@@ -58,21 +56,11 @@ def measured_beside(
 
 
 class _Process(SpawnProcess):
-    """Born where it sees one GPU: once it has imported what it works with, it is too late to choose one."""
-
     gpu: str | None = None
 
     def start(self) -> None:
-        before = os.environ.get(_VISIBLE)
-        if self.gpu is not None:
-            os.environ[_VISIBLE] = self.gpu
-        try:
+        with seeing_gpu(self.gpu):
             super().start()
-        finally:
-            if before is not None:
-                os.environ[_VISIBLE] = before
-            elif self.gpu is not None:
-                del os.environ[_VISIBLE]
 
 
 class _Context(SpawnContext):
@@ -95,7 +83,7 @@ def _pool(jobs: int, gpus: list[str]) -> ProcessPoolExecutor:
 
 def _gpus() -> list[str]:
     """As the environment names them."""
-    if visible := os.environ.get(_VISIBLE):
+    if visible := os.environ.get(VISIBLE_GPUS):
         return visible.split(",")
     return [str(number) for number in range(torch.cuda.device_count())]
 

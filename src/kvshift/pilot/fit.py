@@ -26,7 +26,6 @@ MOST_EPOCHS = 4.0
 RESERVE = {"cpu": 0.12, "cuda": 0.06}  # of the budget: what measuring did not see, above all other programs
 CHECK_SHARE = 0.5
 MOST_SEEDS = 6  # where seeds are chosen for the user
-PROCESS_SECONDS = 0.5  # forking, opening the text, writing the record
 
 # Compiled decoder layers on an H100, models of 8 and 34 million parameters (docs/results/pilot.md):
 COMPILE_GAIN = 0.4  # of the training time; 0.22 to 0.57 there
@@ -131,7 +130,7 @@ class Machine:
                     # Out of memory, or a crash: this size is out of reach, not the pilot.
                     self.failures[size.name] = error
                     break
-                startup = speed.startup_seconds + PROCESS_SECONDS
+                startup = speed.startup_seconds
                 if self.uncompiled is not None:  # measuring has filled the cache that runs start from
                     startup = self.uncompiled.pace(size, arm).startup + COMPILE_AGAIN_SECONDS
                 pace = Pace(

@@ -134,7 +134,9 @@ def _new_plan(settings: PilotSettings, data: TextData, began: float, console: Co
 
 def _measure(recipe: Recipe, seconds: float) -> Any:
     arguments = {"recipe": recipe.model_dump(mode="json"), "seconds": seconds}
-    return SimpleNamespace(**worker.call("kvshift.pilot.jobs:measure", arguments))
+    speed = SimpleNamespace(**worker.call("kvshift.pilot.jobs:measure", arguments))
+    speed.startup_seconds += worker.seconds_to_start()
+    return speed
 
 
 def _derive(path: Path, vocab_size: int, sequence_length: int) -> list[Size]:

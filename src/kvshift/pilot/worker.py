@@ -1,6 +1,7 @@
 """Jobs in processes of their own: forked from a server that has already imported torch and transformers.
 
-A fresh Python needs ten seconds for those imports; a fork of the server needs a fraction of one. Nothing of
+A fresh Python needs ten seconds for those imports; a fork of the server needs a fraction of one. Where a
+library that they bring along has woken CUDA, no fork can use a GPU, and jobs are fresh processes. Nothing of
 a job's life is shared with the pilot but a pipe of JSON messages, so a job may crash, be killed or run out of
 memory without taking anything else with it, and a job whose pilot died stops by itself.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib
 import json
 import multiprocessing
@@ -19,17 +21,23 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import kvshift.errors as errors
-from kvshift.processes import end_with_parent
+from kvshift.processes import VISIBLE_GPUS, end_with_parent, seeing_gpu
 
 PRELOAD = ("kvshift.pilot.jobs",)
 REQUESTS_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _STOP_SECONDS = 5.0  # from the polite signal to the certain one
+_START_SECONDS = {
+    "forkserver": 0.5,
+    "spawn": 12.0,
+}  # forking or importing, opening the text, writing the record
+_NO_CUDA = 3  # exit code
 _OUT_OF_MEMORY_SCORE = "800"  # of 1000: the kernel ends a run before it ends the pilot
 
 
@@ -69,6 +77,31 @@ def start_server() -> None:
                 os.environ[name] = value
 
 
+@functools.cache
+def _context() -> ForkServerContext | SpawnContext:
+    """How jobs begin here; asks the server, whose first fork it waits for."""
+    start_server()
+    forks = multiprocessing.get_context("forkserver")
+    first = forks.Process(target=_tell_whether_cuda_is_lost, daemon=True)
+    with _signals_wait():
+        first.start()
+    first.join()
+    lost = first.exitcode == _NO_CUDA
+    first.close()
+    return multiprocessing.get_context("spawn") if lost else forks
+
+
+def _tell_whether_cuda_is_lost() -> None:
+    import torch
+
+    os._exit(_NO_CUDA if torch.cuda._is_in_bad_fork() else 0)
+
+
+def seconds_to_start() -> float:
+    """What a job takes until its function is called, roughly."""
+    return _START_SECONDS[_context().get_start_method()]
+
+
 class Job:
     """One call of a function in a process of its own.
 
@@ -79,17 +112,16 @@ class Job:
     def __init__(
         self, function: str, arguments: dict[str, Any], *, log: Path | None = None, gpu: str | None = None
     ) -> None:
-        start_server()
-        context = multiprocessing.get_context("forkserver")
+        context = _context()
         self.pipe, child = context.Pipe()
-        self.process: ForkServerProcess = context.Process(
+        self.process: BaseProcess = context.Process(
             target=_child_main,
             args=(child, function, json.dumps(arguments), None if log is None else str(log), gpu),
             daemon=True,
         )
         self._outcome: dict[str, Any] | None = None
         self.silent = False  # the pipe is at its end
-        with _signals_wait():
+        with _signals_wait(), seeing_gpu(gpu):
             self.process.start()
         child.close()
 
@@ -192,7 +224,7 @@ def _child_main(pipe: Connection, function: str, arguments: str, log: str | None
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE)
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        os.environ[VISIBLE_GPUS] = gpu
     _redirect_output(log)
 
     lock = threading.Lock()

@@ -92,12 +92,12 @@ def test_a_job_ends_soon_after_its_pilot_was_killed(tmp_path: Path) -> None:
 def pilot_program(folder: Path, call: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """A pilot of its own that makes one call, in `folder` but not from there."""
     script = folder / "elsewhere" / "script.py"
-    script.parent.mkdir()
+    script.parent.mkdir(exist_ok=True)
     script.write_text(
         f"from kvshift.pilot.worker import call\n{before}\nif __name__ == '__main__': print({call})\n"
     )
     helpers = Path(__file__).parent / "helpers"
-    path = os.pathsep.join((str(Path(kvshift.__file__).parents[1]), str(helpers)))
+    path = os.pathsep.join((str(Path(kvshift.__file__).parents[1]), str(helpers), str(script.parent)))
     return subprocess.run(
         [sys.executable, str(script)],
         cwd=folder,
@@ -125,6 +125,36 @@ def test_what_a_job_leaves_behind_is_cleaned_up_in_silence(tmp_path: Path) -> No
 def test_no_child_is_left_behind() -> None:
     call("fake_runs:pid", {})
     assert multiprocessing.active_children() == []
+
+
+CUDA_IS_LOST_IN_FORKS = """
+import os
+import torch
+os.register_at_fork(after_in_child=lambda: setattr(torch.cuda, "_is_in_bad_fork", lambda: True))
+"""
+
+
+def test_where_an_import_wakes_cuda_jobs_are_fresh_processes(tmp_path: Path) -> None:
+    """As flash-linear-attention does when the library imports it: a fork could not use the GPU."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "wakes_cuda.py").write_text(CUDA_IS_LOST_IN_FORKS)
+    # The script is imported again in a fresh process, before anything of ours.
+    before = (
+        "import os\nfrom kvshift.pilot import worker\nworker.PRELOAD += ('wakes_cuda',)\n"
+        "os.environ['SEEN'] = os.environ.get('CUDA_VISIBLE_DEVICES', 'all')"
+    )
+    calls = "call('fake_runs:gpu', {}), worker.Job('fake_runs:gpu', {}, gpu='1').result()"
+    done = pilot_program(tmp_path, f"({calls}, worker.seconds_to_start() > 5)", before)
+    assert done.stdout.strip() == "([False, 'all'], [False, '1'], True)", done.stderr
+
+
+def test_a_forked_job_sees_its_gpu(tmp_path: Path) -> None:
+    before = "import os\nfrom kvshift.pilot import worker"
+    job = "worker.Job('fake_runs:gpu', {}, gpu='1').result()"
+    done = pilot_program(
+        tmp_path, f"({job}, os.environ.get('CUDA_VISIBLE_DEVICES'), worker.seconds_to_start() < 5)", before
+    )
+    assert done.stdout.strip() == "([False, '1'], None, True)", done.stderr
 
 
 INTERRUPTED_START = """

@@ -57,6 +57,14 @@ def pid(*, report: Callable[[dict[str, Any]], None]) -> int:
     return os.getpid()
 
 
+def gpu(*, report: Callable[[dict[str, Any]], None]) -> list[Any]:
+    """Whether CUDA is lost here, and the GPUs that are to be seen here."""
+    del report
+    import torch
+
+    return [torch.cuda._is_in_bad_fork(), os.environ.get("SEEN", os.environ.get("CUDA_VISIBLE_DEVICES"))]
+
+
 def sleep(seconds: float, *, report: Callable[[dict[str, Any]], None]) -> None:
     report({"pid": os.getpid()})
     time.sleep(seconds)
