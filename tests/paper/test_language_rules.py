@@ -12,6 +12,7 @@ from kvshift.paper.language import PAPER
 from kvshift.shift import KVShiftConfig
 
 Loss = Callable[[Settings], float | None]
+TEN_TIMES = KVShiftConfig(lr_multiplier=10.0)  # the default, where the model learns at 3e-3
 NOISE = (0.004, -0.003, 0.002, -0.004, 0.001)  # by seed
 
 
@@ -181,7 +182,7 @@ def test_starts() -> None:
             shift = KVShiftConfig.from_dict(settings["shift"])
             if shift == PAPER:
                 return paper + 0.01 * settings["seed"]
-            return default + shake * settings["seed"] if shift == KVShiftConfig() else other
+            return default + shake * settings["seed"] if shift == TEN_TIMES else other
 
         return loss
 
@@ -190,6 +191,29 @@ def test_starts() -> None:
     assert verdict("starts", losses(3.7, shake=0.05)) == "partly"
     assert verdict("starts", losses(4.0)) == "not"
     assert verdict("starts", losses(3.91)) == "undecided"
+
+
+def test_a_rate_of_the_taps_own() -> None:
+    def losses(own: float, multiple: float, shake: float = 0.0) -> Loss:
+        """With those losses where the model learns more slowly."""
+
+        def loss(settings: Settings) -> float:
+            shift = settings["shift"]
+            if shift is None or settings["learning_rate"] == 0.003:
+                return 4.0
+            return {30.0: own + shake * settings["seed"], 10.0: multiple}.get(shift["lr_multiplier"], 3.95)
+
+        return loss
+
+    assert verdict("tap_rate", losses(3.7, 3.8)) == "reproduced"
+    assert verdict("tap_rate", losses(3.8, 3.7)) == "not"
+    assert verdict("tap_rate", losses(3.7, 3.75, shake=0.05)) == "undecided"
+    assert verdict("tap_rate", without_seed(lambda settings: bool(settings["shift"]), losses(3.7, 3.8))) == (
+        "undecided"
+    )
+    found = EXPERIMENTS["tap_rate"].judge(made_up("tap_rate", losses(3.7, 3.8)))
+    assert "with the model at 0.001, taps at 0.03 (×30) over ×10: 0.100" in found.ours
+    assert "Model at 0.003: 0.003: 0.000" in found.finding
 
 
 def test_structures() -> None:
@@ -238,7 +262,7 @@ def test_emergence() -> None:
         found = made_up("emergence", by_shift(4.0, 3.9, lr_multiplier=3.8, init=3.8))
         for each in found:
             half = 0.1
-            if each.settings["shift"] == KVShiftConfig().to_dict():
+            if each.settings["shift"] == TEN_TIMES.to_dict():
                 half = ours + shake * NOISE[each.settings["seed"]]
             elif each.settings["shift"] == PAPER.to_dict():
                 half = papers
@@ -260,14 +284,18 @@ def test_emergence() -> None:
             each.measured["copying"][0][1] = 900  # at once, and not again until the end
     assert judge(luck).ours == exact.ours
     lost = copying(0.5, 0.1)
-    default = [each for each in lost if each.settings["shift"] == KVShiftConfig().to_dict()]
+    default = [each for each in lost if each.settings["shift"] == TEN_TIMES.to_dict()]
     default[-1].measured.update(status="diverged", evaluations=[], copying=[])
     assert judge(lost).verdict == "undecided"
     assert EXPERIMENTS["emergence"].draw(lost, "png").startswith(b"\x89PNG")
 
 
 def test_the_default_and_the_paper_s_setting_are_confirmed() -> None:
-    assert {starts.DEFAULT, starts.AS_IN_THE_PAPER} < set(starts.CONFIRMED) < set(starts.SCREENED)
+    for scale in ("tiny", "small", "gpu"):
+        rates = {run.settings["learning_rate"] for run in EXPERIMENTS["starts"].runs[scale]}
+        assert {starts.default_at(rates.pop()), starts.AS_IN_THE_PAPER} < set(starts.CONFIRMED)
+        assert not rates
+    assert set(starts.CONFIRMED) < set(starts.SCREENED)
     assert len(starts.SCREENED) == 24
 
 
@@ -295,13 +323,15 @@ def test_the_seeds_that_are_left_do_not_decide_alone() -> None:
     lost[-1].measured["predicted"] = None
     assert EXPERIMENTS["table3"].judge(lost).verdict == "undecided"
     best = made_up("starts", by_shift(4.0, 3.9, init=3.7, lr_multiplier=3.95, per_channel=3.95))
-    lost = [each for each in best if each.settings["shift"] == KVShiftConfig().to_dict()][-1]
+    lost = [each for each in best if each.settings["shift"] == TEN_TIMES.to_dict()][-1]
     assert EXPERIMENTS["starts"].judge(best).verdict == "reproduced"
     lost.measured["status"] = "diverged"
     assert EXPERIMENTS["starts"].judge(best).verdict == "undecided"
 
 
-@pytest.mark.parametrize("name", ["fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10", "structures"])
+@pytest.mark.parametrize(
+    "name", ["fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10", "structures", "tap_rate"]
+)
 def test_a_diverged_run_is_drawn_and_judged(name: str) -> None:
     found = made_up(name, lambda settings: None if settings["seed"] == 0 and settings["shift"] else 4.0)
     assert EXPERIMENTS[name].draw(found, "png").startswith(b"\x89PNG")

@@ -108,6 +108,26 @@ def test_records_alone_need_no_gpu(make_experiment, tmp_path, monkeypatch) -> No
     assert (tmp_path / "heavy" / "heavy.png").exists()
 
 
+def test_what_another_experiment_has_recorded_needs_no_gpu(
+    make_experiment, only, counter, tmp_path, monkeypatch
+) -> None:
+    first = make_experiment("first", uses_gpu=True)
+    second, third = (  # a bound method is another one each time
+        dataclasses.replace(make_experiment(name, uses_gpu=True, numbers=numbers), measure=first.measure)
+        for name, numbers in (("second", (3, 4)), ("third", (2, 3, 5)))
+    )
+    only(first, second, third)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.cuda, "is_available", lambda: True)
+        elsewhere.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        reproduce([first], "gpu", tmp_path, print)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reproduce([second], "gpu", tmp_path, print)
+    assert counter.done == [2, 3, 4]
+    with pytest.raises(UsageError, match="--scale gpu: third needs a GPU"):
+        reproduce([third], "gpu", tmp_path, print)
+
+
 def test_without_matplotlib_nothing_begins(make_experiment, counter, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'kvshift\[plots\]'"):

@@ -21,7 +21,7 @@ REFUSED = {
     "per_channel": [2, "heads"],
     "constraint": ["soft", None, "", 1, []],
     "init": ["random", None, 0, {}],
-    "lr_multiplier": [-1, 1000.5, float("nan"), float("inf"), -float("inf"), "10", None, True, 10**400],
+    "lr_multiplier": [-1, 1000.5, float("nan"), float("inf"), -float("inf"), "10", True, 10**400],
 }
 
 

@@ -5,7 +5,7 @@ import torch
 
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.models import shift_modules
-from kvshift.shift import KVShiftConfig
+from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
 from kvshift.training.model import build_model, effective_taps, parameter_groups, tap_parameters
 
 
@@ -51,6 +51,12 @@ def test_parameter_groups(make_recipe):
     }
     assert groups["matrices"]["lr"] == groups["vectors"]["lr"] == 0.01
     assert groups["taps"]["lr"] == pytest.approx(0.07)
+    of_their_own = parameter_groups(model, make_recipe(shift=KVShiftConfig().to_dict(), learning_rate=0.01))
+    assert {group["name"]: group["lr"] for group in of_their_own} == {
+        "matrices": 0.01,
+        "vectors": 0.01,
+        "taps": TAP_LEARNING_RATE,
+    }
     assert len(tap_parameters(model)) == 4
 
 

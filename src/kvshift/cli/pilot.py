@@ -91,7 +91,10 @@ def pilot(
     ] = None,
     multiplier: Annotated[
         float | None,
-        typer.Option(rich_help_panel=PLAN, help="The scalars' learning rate as a multiple of the model's."),
+        typer.Option(
+            rich_help_panel=PLAN,
+            help="The scalars' learning rate as a multiple of the model's; without it they have their own.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(rich_help_panel=PLAN, help="auto, cpu or cuda.")] = "auto",
     compile_: Annotated[

@@ -191,10 +191,6 @@ class ResultsFolder:
         except OutputError:
             return {}
 
-    def finished(self, experiment: Experiment) -> bool:
-        """Whether all runs of this scale are recorded, so that nothing is left but to judge and draw."""
-        return self.begun and len(self.read_or_nothing(experiment)) == len(experiment.runs[self.scale])
-
     def append(self, experiment: Experiment, record: RunRecord) -> None:
         """Adds a line; the file has it whole or not at all.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from kvshift.errors import KVShiftError, OutputError, UsageError
 from kvshift.files import write_atomically
 from kvshift.inspection.picture import check_drawable
-from kvshift.paper.experiment import Experiment, Judgement, Scale, Settings
+from kvshift.paper.experiment import Experiment, Judgement, Run, Scale, Settings
 from kvshift.paper.experiments import EXPERIMENTS
 from kvshift.paper.measure import measured
 from kvshift.paper.place import Say, Texts
@@ -95,7 +95,7 @@ def reproduce(
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}; expected 1 or more.")
     folder = ResultsFolder(out, scale)
-    check_hardware([each for each in experiments if not folder.finished(each)], scale)
+    check_hardware([each for each in experiments if _left_to_do(each, folder)], scale)
     check_drawable()
     texts = Texts(tuple(sources), say=say)
     if not folder.begun:  # a text that is not there must not become the folder's
@@ -103,7 +103,7 @@ def reproduce(
     folder.open(sources)
     with folder.locked():
         known = [folder.read(experiment) for experiment in experiments]  # refused before anything long
-        if any(_needs_text(*each, scale) for each in zip(experiments, known, strict=True)):
+        if any(_reads_text(run.settings) for each in experiments for run in _left_to_do(each, folder)):
             texts.check()
         missing = [
             Task(experiment, run)
@@ -154,10 +154,6 @@ def every_outcome(folder: ResultsFolder, known: Sequence[Outcome]) -> list[Outco
     return [by_name[name] for name in EXPERIMENTS if name in by_name]
 
 
-def _needs_text(experiment: Experiment, records: dict[str, RunRecord], scale: Scale) -> bool:
-    return any(_reads_text(run.settings) and run.name not in records for run in experiment.runs[scale])
-
-
 def _reads_text(settings: Settings) -> bool:
     return "text" in settings
 
@@ -166,19 +162,21 @@ def _run_missing(
     missing: Sequence[Task], folder: ResultsFolder, texts: Texts, progress: Progress, jobs: int
 ) -> None:
     """Records each; a run that several experiments share is done once."""
+    recorded = _all_records(folder)
     to_do: list[Task] = []
     later: list[Task] = []
     for task in missing:
         if any(_are_one(task, other) for other in to_do):
             later.append(task)
-        elif (record := _of_another(task, folder)) is not None:
+        elif (record := _of_another(task, recorded)) is not None:
             progress.shared(task, record)
         else:
             to_do.append(task)
     for task, record in _each_measured(to_do, folder, texts, jobs):
         progress.measured(task, record)
+    recorded = _all_records(folder) if later else {}
     for task in later:
-        shared = _of_another(task, folder)
+        shared = _of_another(task, recorded)
         assert shared is not None  # it was among those done
         progress.shared(task, shared)
 
@@ -197,12 +195,30 @@ def _are_one(task: Task, other: Task) -> bool:
     return task.experiment.measure is other.experiment.measure and task.run.settings == other.run.settings
 
 
-def _of_another(task: Task, folder: ResultsFolder) -> RunRecord | None:
+Recorded = Mapping[str, Mapping[str, RunRecord]]
+"""Of each experiment, the records by their runs' names."""
+
+
+def _all_records(folder: ResultsFolder) -> Recorded:
+    return {name: folder.read_or_nothing(experiment) for name, experiment in EXPERIMENTS.items()}
+
+
+def _left_to_do(experiment: Experiment, folder: ResultsFolder) -> list[Run]:
+    """Runs that are recorded neither by it nor by an experiment that shares them."""
+    if not folder.begun:
+        return list(experiment.runs[folder.scale])
+    own = folder.read_or_nothing(experiment)
+    left = [run for run in experiment.runs[folder.scale] if run.name not in own]
+    recorded = _all_records(folder) if left else {}
+    return [run for run in left if _of_another(Task(experiment, run), recorded) is None]
+
+
+def _of_another(task: Task, recorded: Recorded) -> RunRecord | None:
     """The record of the same run, if another experiment has done it."""
     experiment, run = task
-    for other in EXPERIMENTS.values():
-        if other.name != experiment.name and other.measure is experiment.measure:
-            for record in folder.read_or_nothing(other).values():
+    for name, records in recorded.items():
+        if name != experiment.name and EXPERIMENTS[name].measure is experiment.measure:
+            for record in records.values():
                 if record.settings == run.settings:
                     own = {"experiment": experiment.name, "version": experiment.version, "run": run.name}
                     return record.model_copy(update=own)

@@ -17,6 +17,7 @@ from kvshift.durations import format_duration
 from kvshift.pilot.execute import Finished, Progress, Running, Watcher
 from kvshift.pilot.report.notes import in_english
 from kvshift.pilot.settings import Arm, Plan
+from kvshift.shift import TAP_LEARNING_RATE
 
 _RUNS_TO_JUDGE = 4
 _NARROW = 72  # columns
@@ -124,7 +125,9 @@ def _describe(arm: Arm) -> str:
     text = f"{arm.name}: KV shifting of {' and '.join(parts)}, {shift['window']} taps a "
     text += "channel" if shift["per_channel"] else "head"
     text += "" if shift["constraint"] == "free" else f", {shift['constraint']}"
-    return f"{text}, {shift['init']} start, learning rate ×{shift['lr_multiplier']:g}"
+    multiple = shift["lr_multiplier"]
+    rate = f"{TAP_LEARNING_RATE:g}" if multiple is None else f"×{multiple:g}"
+    return f"{text}, {shift['init']} start, learning rate {rate}"
 
 
 @contextmanager

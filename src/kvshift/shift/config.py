@@ -11,6 +11,8 @@ from kvshift.errors import UsageError
 Constraint = Literal["free", "gate", "clamp"]
 Init = Literal["paper", "identity", "structured", "alternating", "half_induction", "induction"]
 SHIFT_VERSION = 1
+TAP_LEARNING_RATE = 0.03
+"""What the taps learn at unless told otherwise: Adam's peak rate, whatever the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,10 @@ class KVShiftConfig:
     For comparison with it, `alternating`: induction heads and mirrors in turns; `half_induction`: induction
     heads and unshifted ones in turns; `induction`: every head."""
 
-    lr_multiplier: float = 10.0
-    """The taps' learning rate as a multiple of the model's."""
+    lr_multiplier: float | None = None
+    """The taps' learning rate as a multiple of the model's, 1 in the paper. None gives them a rate of their
+    own, `TAP_LEARNING_RATE`: a larger model learns at a lower rate, but its taps have as far to go as a
+    small one's (docs/results/defaults.md)."""
 
     def __post_init__(self) -> None:
         def refuse(field: str, expected: str) -> None:
@@ -66,10 +70,11 @@ class KVShiftConfig:
             refuse("constraint", f"one of {', '.join(get_args(Constraint))}")
         if self.init not in get_args(Init):
             refuse("init", f"one of {', '.join(get_args(Init))}")
-        if isinstance(self.lr_multiplier, bool) or not isinstance(self.lr_multiplier, int | float):
-            refuse("lr_multiplier", "a number")
-        if not 0 <= self.lr_multiplier <= 1000:  # NaN fails this too
-            refuse("lr_multiplier", "a number from 0 to 1000")
+        if self.lr_multiplier is not None:
+            if isinstance(self.lr_multiplier, bool) or not isinstance(self.lr_multiplier, int | float):
+                refuse("lr_multiplier", "a number or None")
+            if not 0 <= self.lr_multiplier <= 1000:  # NaN fails this too
+                refuse("lr_multiplier", "a number from 0 to 1000, or None")
         if self.constraint == "gate" and self.window != 2:
             refuse("window", "2 with constraint='gate': a gate shares one unit between two taps (paper §2)")
         if self.constraint == "gate" and self.init != "paper":
@@ -77,6 +82,10 @@ class KVShiftConfig:
                 "init",
                 "'paper' with constraint='gate': a sigmoid never reaches the 0 and 1 other starts need",
             )
+
+    def learning_rate(self, of_model: float) -> float:
+        """The taps' peak learning rate, for Adam and its like, where the model's is `of_model`."""
+        return TAP_LEARNING_RATE if self.lr_multiplier is None else self.lr_multiplier * of_model
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary for JSON, with the version of this layout under `version`."""

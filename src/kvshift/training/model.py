@@ -92,15 +92,15 @@ def parameter_groups(model: nn.Module, recipe: Learner) -> list[dict[str, Any]]:
     """What AdamW needs: matrices decayed; norms and biases not; taps not, at their own learning rate."""
     taps = {id(parameter) for parameter in tap_parameters(model)}
     named = list(model.named_parameters())
-    multiplier = 1.0 if recipe.shift_config is None else recipe.shift_config.lr_multiplier
+    rate, shift = recipe.learning_rate, recipe.shift_config
     groups = [
-        ("matrices", [p for _, p in named if id(p) not in taps and p.dim() >= 2], recipe.weight_decay, 1.0),
-        ("vectors", [p for _, p in named if id(p) not in taps and p.dim() < 2], 0.0, 1.0),
-        ("taps", [p for _, p in named if id(p) in taps], 0.0, multiplier),
+        ("matrices", [p for _, p in named if id(p) not in taps and p.dim() >= 2], recipe.weight_decay, rate),
+        ("vectors", [p for _, p in named if id(p) not in taps and p.dim() < 2], 0.0, rate),
+        ("taps", [p for _, p in named if id(p) in taps], 0.0, shift.learning_rate(rate) if shift else rate),
     ]
     return [
-        {"name": name, "params": params, "weight_decay": decay, "lr": recipe.learning_rate * scale}
-        for name, params, decay, scale in groups
+        {"name": name, "params": params, "weight_decay": decay, "lr": lr}
+        for name, params, decay, lr in groups
         if params
     ]
 

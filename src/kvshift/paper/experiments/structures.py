@@ -14,7 +14,7 @@ from kvshift.paper.loss_figures import draw_gains
 from kvshift.paper.no_gain import MARGIN
 from kvshift.shift import KVShiftConfig
 
-DEFAULT = KVShiftConfig()
+DEFAULT = KVShiftConfig(lr_multiplier=10.0)
 OTHERS: dict[str, KVShiftConfig] = {
     "half induction, half mirror": dataclasses.replace(DEFAULT, init="alternating"),
     "half induction, half plain": dataclasses.replace(DEFAULT, init="half_induction"),

@@ -8,11 +8,10 @@ from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Sc
 from kvshift.paper.language import Arms, arms_runs, in_file_name, measure
 from kvshift.paper.learning import interval
 from kvshift.paper.loss_figures import draw_gains
-from kvshift.shift import KVShiftConfig
+from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
 
 TAP_RATES = (0.003, 0.01, 0.03, 0.1)
-RATE = 0.03
-MULTIPLE = 10.0  # what makes `RATE` of the rate that models of these sizes take, 3e-3
+MULTIPLE = 10.0  # what makes `TAP_LEARNING_RATE` of 3e-3, the rate of the small models it was found with
 MODEL_RATES: dict[Scale, tuple[float, float]] = {
     "tiny": (1e-3, 3e-3),
     "small": (1e-3, 3e-3),
@@ -60,7 +59,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     arms = Arms(measurements, NAMED)
     slower, _ = _rates(arms)
-    kept = _multiple(RATE, slower)
+    kept = _multiple(TAP_LEARNING_RATE, slower)
     lead = interval(_gains(arms, slower, kept, f"×{MULTIPLE:g}"))
     if lead.low > 0:
         verdict: Verdict = "reproduced"
@@ -68,7 +67,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         verdict = "not" if lead.high < 0 else "undecided"
     return Judgement(
         verdict=verdict,
-        ours=f"with the model at {slower:g}, taps at {RATE:g} (×{kept:g}) over ×{MULTIPLE:g}: "
+        ours=f"with the model at {slower:g}, taps at {TAP_LEARNING_RATE:g} (×{kept:g}) over ×{MULTIPLE:g}: "
         f"{lead} nats a token",
         finding="Gains over vanilla by the taps' rate. "
         + " ".join(
@@ -107,7 +106,8 @@ EXPERIMENT = Experiment(
     "before, not at the same multiple of its own.",
     paper="does not ask",
     rule=f"Reproduced if, at the slower of the model's rates, the 95% interval over paired seeds of the gain "
-    f"of taps at {RATE:g} over taps at ×{MULTIPLE:g} lies above 0; not if it lies below; else undecided.",
+    f"of taps at {TAP_LEARNING_RATE:g} over taps at ×{MULTIPLE:g} lies above 0; not if it lies below; else "
+    "undecided.",
     runs={"tiny": _runs("tiny", 2), "small": _runs("small", 3), "gpu": _runs("gpu", 3)},
     uses_gpu=True,
     measure=measure,

@@ -21,8 +21,10 @@ NAMED: dict[str, KVShiftConfig | None] = {
     "vanilla": None,
     "paper ×1": PAPER,
     "paper ×10": dataclasses.replace(PAPER, lr_multiplier=10.0),
+    "paper ×30": dataclasses.replace(PAPER, lr_multiplier=30.0),
     "structured ×1": KVShiftConfig(init="structured", lr_multiplier=1.0),
     "structured ×10": KVShiftConfig(init="structured", lr_multiplier=10.0),
+    "structured ×30": KVShiftConfig(init="structured", lr_multiplier=30.0),
 }
 FURTHER = 3.0  # times as far
 SEEDS: dict[Scale, int] = {"tiny": 2, "small": 3, "gpu": 3}
