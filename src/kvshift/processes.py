@@ -26,6 +26,12 @@ def _wait_and_end() -> None:
         os._exit(1)
 
 
+def gpu_names(count: int) -> list[str]:
+    """What the environment calls the GPUs that this process sees, of which there are `count`."""
+    visible = os.environ.get(VISIBLE_GPUS)
+    return visible.split(",") if visible else [str(number) for number in range(count)]
+
+
 @contextlib.contextmanager
 def seeing_gpu(gpu: str | None) -> Iterator[None]:
     """Processes started meanwhile see this GPU alone; None: they see what this one does.

@@ -121,7 +121,7 @@ def _cores(number: int) -> set[int]:
 @pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="asks Linux")
 def test_processes_are_born_with_a_gpu_each(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
-    with workers._pool(2, workers._gpus()) as pool:
+    with workers._pool(2, workers.gpu_names(2)) as pool:
         assert set(pool.map(_born_with, range(4))) == {"3", "7"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,7"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

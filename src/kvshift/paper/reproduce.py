@@ -19,6 +19,9 @@ from kvshift.paper.progress import Progress, Task
 from kvshift.paper.records import RECORDS_FILE, ResultsFolder, RunRecord
 from kvshift.paper.workers import measured_beside
 
+Recorded = Mapping[str, Mapping[str, RunRecord]]
+"""Of each experiment, the records by their runs' names."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -95,7 +98,8 @@ def reproduce(
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}; expected 1 or more.")
     folder = ResultsFolder(out, scale)
-    check_hardware([each for each in experiments if _left_to_do(each, folder)], scale)
+    recorded = _all_records(folder)
+    check_hardware([each for each in experiments if _left_to_do(each, folder, recorded)], scale)
     check_drawable()
     texts = Texts(tuple(sources), say=say)
     if not folder.begun:  # a text that is not there must not become the folder's
@@ -103,7 +107,9 @@ def reproduce(
     folder.open(sources)
     with folder.locked():
         known = [folder.read(experiment) for experiment in experiments]  # refused before anything long
-        if any(_reads_text(run.settings) for each in experiments for run in _left_to_do(each, folder)):
+        recorded = _all_records(folder)
+        left = [run for each in experiments for run in _left_to_do(each, folder, recorded)]
+        if any(_reads_text(run.settings) for run in left):
             texts.check()
         missing = [
             Task(experiment, run)
@@ -113,7 +119,7 @@ def reproduce(
         ]
         progress = Progress(missing, folder, say)
         with progress.told(show, show_every):
-            _run_missing(missing, folder, texts, progress, jobs)
+            _run_missing(missing, folder, texts, progress, jobs, recorded)
         return [finish(experiment, folder) for experiment in experiments]
 
 
@@ -159,10 +165,14 @@ def _reads_text(settings: Settings) -> bool:
 
 
 def _run_missing(
-    missing: Sequence[Task], folder: ResultsFolder, texts: Texts, progress: Progress, jobs: int
+    missing: Sequence[Task],
+    folder: ResultsFolder,
+    texts: Texts,
+    progress: Progress,
+    jobs: int,
+    recorded: Recorded,
 ) -> None:
     """Records each; a run that several experiments share is done once."""
-    recorded = _all_records(folder)
     to_do: list[Task] = []
     later: list[Task] = []
     for task in missing:
@@ -195,22 +205,20 @@ def _are_one(task: Task, other: Task) -> bool:
     return task.experiment.measure is other.experiment.measure and task.run.settings == other.run.settings
 
 
-Recorded = Mapping[str, Mapping[str, RunRecord]]
-"""Of each experiment, the records by their runs' names."""
-
-
 def _all_records(folder: ResultsFolder) -> Recorded:
+    if not folder.begun:
+        return {}
     return {name: folder.read_or_nothing(experiment) for name, experiment in EXPERIMENTS.items()}
 
 
-def _left_to_do(experiment: Experiment, folder: ResultsFolder) -> list[Run]:
+def _left_to_do(experiment: Experiment, folder: ResultsFolder, recorded: Recorded) -> list[Run]:
     """Runs that are recorded neither by it nor by an experiment that shares them."""
-    if not folder.begun:
-        return list(experiment.runs[folder.scale])
-    own = folder.read_or_nothing(experiment)
-    left = [run for run in experiment.runs[folder.scale] if run.name not in own]
-    recorded = _all_records(folder) if left else {}
-    return [run for run in left if _of_another(Task(experiment, run), recorded) is None]
+    own = folder.read_or_nothing(experiment) if folder.begun else {}
+    return [
+        run
+        for run in experiment.runs[folder.scale]
+        if run.name not in own and _of_another(Task(experiment, run), recorded) is None
+    ]
 
 
 def _of_another(task: Task, recorded: Recorded) -> RunRecord | None:

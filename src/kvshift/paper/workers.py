@@ -19,7 +19,7 @@ from kvshift.paper.measure import measured
 from kvshift.paper.place import Texts
 from kvshift.paper.progress import Task
 from kvshift.paper.records import ResultsFolder, RunRecord
-from kvshift.processes import VISIBLE_GPUS, end_with_parent, seeing_gpu
+from kvshift.processes import end_with_parent, gpu_names, seeing_gpu
 from kvshift.training.cores import usable_cores
 
 
@@ -36,7 +36,7 @@ def measured_beside(
         if "text" in task.run.settings:
             texts.prepared(task.run.settings["text"])
     others = set(multiprocessing.active_children())
-    pool = _pool(jobs, _gpus())
+    pool = _pool(jobs, gpu_names(torch.cuda.device_count()))
     futures: dict[Future[RunRecord], Task] = {}
     try:
         for task in tasks:
@@ -79,13 +79,6 @@ def _pool(jobs: int, gpus: list[str]) -> ProcessPoolExecutor:
     for number in range(jobs):
         numbers.put(number)
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(numbers, jobs))
-
-
-def _gpus() -> list[str]:
-    """As the environment names them."""
-    if visible := os.environ.get(VISIBLE_GPUS):
-        return visible.split(",")
-    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _settle(numbers: Any, jobs: int) -> None:

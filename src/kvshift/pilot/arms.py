@@ -39,7 +39,7 @@ def arms_of(settings: PilotSettings) -> tuple[Arm, Arm]:
             "for that use vanilla,vanilla-again, which differ in their seeds."
         )
     for option, value in (("--start", settings.start), ("--multiplier", settings.multiplier)):
-        if value is not None and not any(map(_can_be_changed, settings.arms)):
+        if value is not None and not any(map(can_be_changed, settings.arms)):
             raise UsageError(
                 f"{option} {value} would change neither {first.name} nor {second.name}. Drop it, or compare "
                 "another arm, such as kvshift."
@@ -54,9 +54,9 @@ def _arm(name: str, settings: PilotSettings) -> Arm:
     if preset is None:
         return Arm(name=name, shift=None, seed_offset=AGAIN_SEED_OFFSET if name == "vanilla-again" else 0)
     changes = dict(preset)
-    if settings.start is not None and _can_be_changed(name):
+    if settings.start is not None and can_be_changed(name):
         changes["init"] = settings.start
-    if settings.multiplier is not None and _can_be_changed(name):
+    if settings.multiplier is not None and can_be_changed(name):
         changes["lr_multiplier"] = settings.multiplier
     try:
         return Arm(name=name, shift=KVShiftConfig(**changes).to_dict())
@@ -64,6 +64,6 @@ def _arm(name: str, settings: PilotSettings) -> Arm:
         raise UsageError(f"--start {settings.start} does not suit the arm {name!r}: {error}") from None
 
 
-def _can_be_changed(name: str) -> bool:
+def can_be_changed(name: str) -> bool:
     """Whether `--start` and `--multiplier` reach an arm: the paper's own are part of what it is."""
     return ARMS[name] is not None and name != "paper"

@@ -127,7 +127,7 @@ def _describe(arm: Arm) -> str:
     text += "" if shift["constraint"] == "free" else f", {shift['constraint']}"
     multiple = shift["lr_multiplier"]
     rate = f"{TAP_LEARNING_RATE:g}" if multiple is None else f"×{multiple:g}"
-    return f"{text}, {shift['init']} start, learning rate {rate}"
+    return f"{text}, {shift['init']} start, their learning rate {rate}"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from kvshift.pilot.memory import MemoryMeter
 from kvshift.pilot.settings import Plan, PlannedRun
 from kvshift.pilot.state import PilotFolder, PilotState, Stopwatch
 from kvshift.pilot.worker import Job, JobFailedError
+from kvshift.processes import gpu_names
 from kvshift.training.recipe import Recipe
 from kvshift.training.record import Record, read_record
 
@@ -174,7 +175,7 @@ def _start(
         train,
         {"recipe": run.recipe.model_dump(mode="json"), "folder": str(run_folder)},
         log=folder.log_file(run.name),
-        gpu=str(device) if on_gpu else None,
+        gpu=gpu_names(plan.devices)[device] if on_gpu else None,
     )
     return Running(run, job, device, time.monotonic())
 

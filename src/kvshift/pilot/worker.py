@@ -33,10 +33,7 @@ from kvshift.processes import VISIBLE_GPUS, end_with_parent, seeing_gpu
 PRELOAD = ("kvshift.pilot.jobs",)
 REQUESTS_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _STOP_SECONDS = 5.0  # from the polite signal to the certain one
-_START_SECONDS = {
-    "forkserver": 0.5,
-    "spawn": 12.0,
-}  # forking or importing, opening the text, writing the record
+_START_SECONDS = {"forkserver": 0.5, "spawn": 12.0}  # forking or importing, opening the text, the record
 _NO_CUDA = 3  # exit code
 _OUT_OF_MEMORY_SCORE = "800"  # of 1000: the kernel ends a run before it ends the pilot
 
@@ -56,25 +53,46 @@ def start_server() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     multiprocessing.set_forkserver_preload(list(PRELOAD))
-    # A file of the user's called random.py must not be imported from the current folder. The tracker cleans
-    # up behind jobs that end without doing so; that it had to is nothing for the terminal. Ctrl-C there
-    # reaches every process: only the pilot itself acts on it.
-    changed = {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
+    # Ctrl-C on the terminal reaches every process: only the pilot itself acts on it.
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
-        resource_tracker.ensure_running()
-        forkserver.ensure_running()
+        with _safe_imports():
+            resource_tracker.ensure_running()
+            forkserver.ensure_running()
     finally:
         if in_main_thread:
             signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _safe_imports() -> Iterator[None]:
+    """For a Python that starts meanwhile.
+
+    A file of the user's called random.py must not be imported from the current folder. The tracker cleans up
+    behind jobs that end without doing so; that it had to is nothing for the terminal.
+    """
+    changed = {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that starts meanwhile gets none until it asks for them, as it does when it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @functools.cache
@@ -121,7 +139,7 @@ class Job:
         )
         self._outcome: dict[str, Any] | None = None
         self.silent = False  # the pipe is at its end
-        with _signals_wait(), seeing_gpu(gpu):
+        with _signals_wait(), _interrupts_blocked(), _safe_imports(), seeing_gpu(gpu):
             self.process.start()
         child.close()
 
@@ -219,6 +237,7 @@ def _how_it_died(code: int | None) -> str:
 
 def _child_main(pipe: Connection, function: str, arguments: str, log: str | None, gpu: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
     with contextlib.suppress(OSError):

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from kvshift.pilot.report import headline, print_summary, questions, scalars
 from kvshift.pilot.report.context import Context
-from kvshift.pilot.report.details import command, reproduction, trust
+from kvshift.pilot.report.details import command, reproduction, settings, trust
 from kvshift.pilot.report.render import render
 from kvshift.pilot.results import Estimate
 from kvshift.pilot.settings import PilotSettings
+from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
 
 
 def said(results, language: str = "en") -> str:
@@ -150,9 +151,27 @@ def test_the_command_to_reproduce_gives_what_the_plan_chose(samples) -> None:
     )
     assert "--budget 2h " in reproduction(on_gpu)
     assert "--compile" in reproduction(on_gpu)
+    assert "--multiplier 10.0" in line  # the sample is of when that was the default
+    (vanilla, shifted) = results.arms
+    now = shifted.model_copy(update={"shift": KVShiftConfig().to_dict()})
+    assert "--multiplier" not in reproduction(results.model_copy(update={"arms": (vanilla, now)}))
     own = results.settings.model_copy(update={"model": Path("config.json")})
     assert "--sizes" not in reproduction(results.model_copy(update={"settings": own}))
     assert line in said(results)
+
+
+def test_the_settings_tell_how_fast_the_taps_learn(samples) -> None:
+    results = samples.results("adopt")
+    vanilla, shifted = results.arms
+
+    def told(**changes: float | None) -> set[tuple[str, str]]:
+        shift = {**(shifted.shift or {}), **changes}
+        arms = (vanilla, shifted.model_copy(update={"shift": shift}))
+        groups = settings(Context.of(results.model_copy(update={"arms": arms}), "en"))
+        return {(label, value) for group in groups for label, _, value in group["rows"]}
+
+    assert ("kvshift: lr_multiplier", "3.0") in told(lr_multiplier=3.0)
+    assert ("kvshift: learning_rate", str(TAP_LEARNING_RATE)) in told(lr_multiplier=None)
 
 
 def test_a_loss_is_told_with_an_interval_of_the_same_sign(samples) -> None:

@@ -139,7 +139,14 @@ def test_a_pilot_killed_outright_goes_on_with_what_is_missing(place: Any, tmp_pa
     assert place.trained() == [*names(place)[:3], *names(place)[2:]]
 
 
-def test_several_devices_each_train_one_run_at_a_time(place: Any) -> None:
+@pytest.mark.parametrize("visible", [None, "2,5"])
+def test_several_devices_each_train_one_run_at_a_time(
+    place: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     runs = tuple(
         run.model_copy(update={"recipe": run.recipe.model_copy(update={"device": "cuda"})})
         for run in place.plan.runs
@@ -148,7 +155,7 @@ def test_several_devices_each_train_one_run_at_a_time(place: Any) -> None:
     place.behave(**{name.replace("-", "_"): "gpu" for name in names(place)})
     place.execute()
     seen = [(place.folder.path / f"gpu-{name}").read_text() for name in names(place)]
-    assert set(seen) == {"0", "1"}
+    assert set(seen) == ({"0", "1"} if visible is None else {"2", "5"})
     assert unfinished(place.plan, place.folder) == []
 
 

@@ -97,11 +97,12 @@ def pilot_program(folder: Path, call: str, before: str = "") -> subprocess.Compl
         f"from kvshift.pilot.worker import call\n{before}\nif __name__ == '__main__': print({call})\n"
     )
     helpers = Path(__file__).parent / "helpers"
+    without_gpus = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     path = os.pathsep.join((str(Path(kvshift.__file__).parents[1]), str(helpers), str(script.parent)))
     return subprocess.run(
         [sys.executable, str(script)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**without_gpus, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=120,
@@ -151,14 +152,46 @@ def test_where_an_import_wakes_cuda_jobs_are_fresh_processes(tmp_path: Path) -> 
 def test_a_forked_job_sees_its_gpu(tmp_path: Path) -> None:
     before = "import os\nfrom kvshift.pilot import worker"
     job = "worker.Job('fake_runs:gpu', {}, gpu='1').result()"
-    done = pilot_program(
-        tmp_path, f"({job}, os.environ.get('CUDA_VISIBLE_DEVICES'), worker.seconds_to_start() < 5)", before
-    )
-    assert done.stdout.strip() == "([False, '1'], None, True)", done.stderr
+    done = pilot_program(tmp_path, f"({job}, os.environ.get('CUDA_VISIBLE_DEVICES'))", before)
+    assert done.stdout.strip() == "([False, '1'], None)", done.stderr
+
+
+FRESH = "from kvshift.pilot import worker\nworker.PRELOAD += ('wakes_cuda',)\n"
+
+
+def test_fresh_processes_ignore_files_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "wakes_cuda.py").write_text(CUDA_IS_LOST_IN_FORKS)
+    (tmp_path / "struct.py").write_text("raise SystemExit('imported from the current folder')")
+    done = pilot_program(tmp_path, "call('kvshift.pilot.jobs:probe', {'device': 'cpu'})['kind']", FRESH)
+    assert done.stdout.strip() == "cpu", done.stderr
+
+
+INTERRUPTS = """
+import os, signal, time
+def interrupted():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker._context()
+    for seconds in (0.0, 0.05, 0.2):  # while its Python starts, and while it imports
+        job = worker.Job("fake_runs:pid", {})
+        time.sleep(seconds)
+        os.kill(job.process.pid, signal.SIGINT)
+        job.result()
+    return "done"
+"""
+
+
+def test_a_fresh_process_is_not_interrupted_while_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "wakes_cuda.py").write_text(CUDA_IS_LOST_IN_FORKS)
+    done = pilot_program(tmp_path, "interrupted()", FRESH + INTERRUPTS)
+    assert done.stdout.strip() == "done", done.stderr
+    assert done.stderr == ""
 
 
 INTERRUPTED_START = """
 import os, signal
+from kvshift.pilot import worker
 from multiprocessing import forkserver
 
 def interrupt(number, frame):
@@ -169,7 +202,9 @@ def connect_and_interrupt(descriptors, connect=forkserver.connect_to_new_process
     os.kill(os.getpid(), signal.SIGTERM)
     return connected
 
-def interrupted(call):
+def interrupted(call, at_the_first):
+    if not at_the_first:
+        worker._context()
     signal.signal(signal.SIGTERM, interrupt)
     forkserver.connect_to_new_process = connect_and_interrupt
     try:
@@ -179,7 +214,9 @@ def interrupted(call):
 """
 
 
-def test_a_request_to_end_waits_until_a_job_has_started(tmp_path: Path) -> None:
-    done = pilot_program(tmp_path, "interrupted(call)", INTERRUPTED_START)
+@pytest.mark.parametrize("at_the_first", [True, False])
+def test_a_request_to_end_waits_until_a_process_has_started(tmp_path: Path, at_the_first: bool) -> None:
+    """The first is asked whether it can use CUDA, the second is the job."""
+    done = pilot_program(tmp_path, f"interrupted(call, {at_the_first})", INTERRUPTED_START)
     assert done.stdout.strip() == "interrupted"
     assert done.stderr == ""

@@ -11,11 +11,13 @@ from typing import Any
 from markupsafe import Markup
 
 from kvshift.durations import format_duration
+from kvshift.pilot.arms import can_be_changed
 from kvshift.pilot.notes import Note
 from kvshift.pilot.report.context import Context
 from kvshift.pilot.report.notes import in_html, skip_reason, skipped
 from kvshift.pilot.results import Results
-from kvshift.pilot.settings import PilotSettings
+from kvshift.pilot.settings import Arm, PilotSettings
+from kvshift.shift import TAP_LEARNING_RATE
 
 USUAL_TOKENS_PER_PARAMETER = 20  # near the compute-optimal ratio of Hoffmann et al. 2022
 ENOUGH_SEEDS = 5
@@ -74,11 +76,7 @@ def settings(context: Context) -> list[dict[str, Any]]:
     groups += [
         (
             "shift",
-            [
-                (f"{arm.name}: {key}", "", _value(value))
-                for arm in results.arms
-                for key, value in (arm.shift or {}).items()
-            ],
+            [(f"{arm.name}: {key}", "", _value(value)) for arm in results.arms for key, value in _shift(arm)],
         )
     ]
     groups += [
@@ -86,6 +84,15 @@ def settings(context: Context) -> list[dict[str, Any]]:
     ]
     groups += [("data", _data(context)), ("machine", _machine(context))]
     return [{"title": text(f"methods.settings_{name}"), "rows": rows} for name, rows in groups if rows]
+
+
+def _shift(arm: Arm) -> list[tuple[str, Any]]:
+    """With the taps' learning rate where it is none of the model's."""
+    own = {"lr_multiplier": ("learning_rate", TAP_LEARNING_RATE)}
+    return [
+        own.get(key, (key, value)) if value is None else (key, value)
+        for key, value in (arm.shift or {}).items()
+    ]
 
 
 def _asked(context: Context) -> list[tuple[str, str, str]]:
@@ -236,6 +243,9 @@ def reproduction(results: Results) -> str:
         "batch_size": recipe.get("batch_size"),
         "sizes": None if asked.model is not None else tuple(size.name for size in results.sizes),
     }
+    multiples = {arm.shift["lr_multiplier"] for arm in results.arms if arm.shift and can_be_changed(arm.name)}
+    if multiples - {None}:  # of a pilot begun when taps learned at a multiple unless told otherwise
+        same["multiplier"] = max(multiples - {None})
     if recipe.get("device") == "cuda":
         same["compile"] = recipe.get("compile")
     return command(asked.model_copy(update=same), "kvshift-pilot-again")
