@@ -14,14 +14,14 @@ from kvshift.paper.loss_figures import draw_gains
 from kvshift.paper.no_gain import MARGIN
 from kvshift.shift import KVShiftConfig
 
-DEFAULT = KVShiftConfig(lr_multiplier=10.0)
+BASE = KVShiftConfig(lr_multiplier=10.0)
 OTHERS: dict[str, KVShiftConfig] = {
-    "half induction, half mirror": dataclasses.replace(DEFAULT, init="alternating"),
-    "half induction, half plain": dataclasses.replace(DEFAULT, init="half_induction"),
-    "all induction": dataclasses.replace(DEFAULT, init="induction"),
+    "half induction, half mirror": dataclasses.replace(BASE, init="alternating"),
+    "half induction, half plain": dataclasses.replace(BASE, init="half_induction"),
+    "all induction": dataclasses.replace(BASE, init="induction"),
 }
 QUARTERS = "quarter induction, quarter mirror"
-NAMED: dict[str, KVShiftConfig | None] = {"vanilla": None, QUARTERS: DEFAULT, **OTHERS}
+NAMED: dict[str, KVShiftConfig | None] = {"vanilla": None, QUARTERS: BASE, **OTHERS}
 
 
 def _runs(scale: Scale, seeds: int, **changes: Any) -> tuple[Run, ...]:
@@ -43,12 +43,12 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         verdict = "reproduced"
     return Judgement(
         verdict=verdict,
-        ours="gain over the default, nats a token: "
+        ours="gain over the default start, nats a token: "
         + "; ".join(f"{name}: {lead}" for name, lead in leads.items()),
         finding="Gains over vanilla: "
         + "; ".join(f"{name}: {gain}" for name, gain in gains.items())
         + "."
-        + (f" Better than the default: {', '.join(better)}." if better else ""),
+        + (f" Better than the default start: {', '.join(better)}." if better else ""),
     )
 
 
@@ -65,10 +65,10 @@ EXPERIMENT = Experiment(
     title="Which heads start at which corner",
     claim="This package's, not the paper's: of the starts that put heads at the corners of an induction "
     "head, none is better than a quarter of the heads there, a quarter at its mirror and the others plain "
-    "(the default).",
+    "(the default start).",
     paper="does not ask",
-    rule="Reproduced if, over paired seeds, the 95% interval of the default's gain over vanilla lies above 0 "
-    f"and that of every other structure's gain over the default ends below +{MARGIN:g} nats a token; not if "
+    rule="Reproduced if, over paired seeds, the 95% interval of the default start's gain over vanilla lies above 0 "
+    f"and that of every other structure's gain over the default start ends below +{MARGIN:g} nats a token; not if "
     "such an interval lies wholly above 0; else undecided.",
     runs={
         "tiny": _runs("tiny", 2, model=llama(16, 1, 4)),
