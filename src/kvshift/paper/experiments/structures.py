@@ -67,9 +67,9 @@ EXPERIMENT = Experiment(
     "head, none is better than a quarter of the heads there, a quarter at its mirror and the others plain "
     "(the default start).",
     paper="does not ask",
-    rule="Reproduced if, over paired seeds, the 95% interval of the default start's gain over vanilla lies above 0 "
-    f"and that of every other structure's gain over the default start ends below +{MARGIN:g} nats a token; not if "
-    "such an interval lies wholly above 0; else undecided.",
+    rule="Reproduced if, over paired seeds, the 95% interval of the default start's gain over vanilla lies "
+    "above 0 and that of every other structure's gain over the default start ends below "
+    f"+{MARGIN:g} nats a token; not if such an interval lies wholly above 0; else undecided.",
     runs={
         "tiny": _runs("tiny", 2, model=llama(16, 1, 4)),
         "small": _runs("small", 3, model=llama(64, 2, 4)),  # of two heads none would be plain
