@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,13 @@ def make_experiment(counter) -> Callable[..., Experiment]:
 
 
 @pytest.fixture
-def only(monkeypatch) -> Callable[..., None]:
+def only() -> Iterator[Callable[..., None]]:
     """Makes these the experiments that there are."""
+    before = dict(reproduce.EXPERIMENTS)
 
     def install(*experiments: Experiment) -> None:
-        for name in list(reproduce.EXPERIMENTS):
-            monkeypatch.delitem(reproduce.EXPERIMENTS, name)
-        for experiment in experiments:
-            monkeypatch.setitem(reproduce.EXPERIMENTS, experiment.name, experiment)
+        reproduce.EXPERIMENTS.clear()
+        reproduce.EXPERIMENTS.update({experiment.name: experiment for experiment in experiments})
 
-    return install
+    yield install
+    install(*before.values())  # in their order

@@ -66,4 +66,4 @@ def _arm(name: str, settings: PilotSettings) -> Arm:
 
 def can_be_changed(name: str) -> bool:
     """Whether `--start` and `--multiplier` reach an arm: the paper's own are part of what it is."""
-    return ARMS[name] is not None and name != "paper"
+    return ARMS.get(name) is not None and name != "paper"
