@@ -72,6 +72,22 @@ def test_a_band_has_no_impossible_numbers(painted) -> None:
     ]
 
 
+def test_a_legend_for_panels_of_other_depths_names_no_layers(painted) -> None:
+    def curves(*arms: tuple[bool, int]) -> list[Curve]:
+        scores = [{"first": [1, 10]}] * 2
+        return [Curve(shifted, layers, 8, 0, {}, False, 1, [1, 2], scores, {}) for shifted, layers in arms]
+
+    def legend(*panels: list[Curve]) -> list[str]:
+        axes = draw_curves([Panel("", panel) for panel in panels], "first", "accuracy", "png")[-1]
+        return [text.get_text() for text in axes.get_legend().get_texts()]
+
+    deep, shallow = curves((True, 2), (False, 2)), curves((True, 1), (False, 1))
+    assert legend(shallow, deep) == ["KV shift", "vanilla"]
+    assert legend(deep) == ["KV shift, 2 layers", "vanilla, 2 layers"]
+    mixed = curves((True, 1), (False, 2))
+    assert legend(mixed, mixed) == ["KV shift, 1 layer", "vanilla, 2 layers"]
+
+
 def test_accuracies_have_the_same_band(painted) -> None:
     def curve(seed: int, right: list[int]) -> Curve:
         scores = [{"first": [count, 10]} for count in right]

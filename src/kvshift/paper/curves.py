@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvshift.paper.figure import paint
-from kvshift.paper.learning import Curve, interval
+from kvshift.paper.learning import Curve, arm_name, interval, kind_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,14 +45,17 @@ def draw_curves(panels: Sequence[Panel], score: str, ylabel: str, kind: str) -> 
     def painter(figure: Figure) -> None:
         places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, panel in zip(places, panels, strict=True):
-            arms = sorted({(not each.shifted, each.layers, each.arm) for each in panel.curves})
-            for colour, (_, _, arm) in zip(_COLOURS, arms, strict=False):
+            arms = sorted({(not each.shifted, each.layers) for each in panel.curves})
+            # The last panel's legend is for all of them.
+            alike = len({layers for _, layers in arms}) == 1 < len(panels)
+            for colour, (vanilla, layers) in zip(_COLOURS, arms, strict=False):
                 runs = [
                     list(zip(each.steps, each.accuracies(score), strict=True))
                     for each in panel.curves
-                    if each.arm == arm
+                    if (each.shifted, each.layers) == (not vanilla, layers)
                 ]
-                draw_arm(axes, runs, arm, colour, highest=1)
+                name = kind_name(not vanilla) if alike else arm_name(layers, not vanilla)
+                draw_arm(axes, runs, name, colour, highest=1)
             axes.set(title=panel.title, xlabel="step", ylim=(-0.03, 1.03))
             axes.grid(alpha=0.3)
         places[0].set_ylabel(ylabel)

@@ -46,7 +46,12 @@ def layers_name(count: int) -> str:
 
 def arm_name(layers: int, shifted: bool) -> str:
     """For people."""
-    return f"{'KV shift' if shifted else 'vanilla'}, {layers_name(layers)}"
+    return f"{kind_name(shifted)}, {layers_name(layers)}"
+
+
+def kind_name(shifted: bool) -> str:
+    """For people, where arms do not differ in their layers."""
+    return "KV shift" if shifted else "vanilla"
 
 
 def make_run(name: str, scale: Scale, *, shifted: bool, seed: int, **fields: Any) -> Run:
