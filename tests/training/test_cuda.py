@@ -6,7 +6,12 @@ import pytest
 import torch
 
 import kvshift
+from kvshift.tasks.task import IGNORED
 from kvshift.training import measure_speed, read_record, run
+from kvshift.training.graphed import GraphedStep
+from kvshift.training.task_data import lessons
+from kvshift.training.task_recipe import TaskRecipe
+from kvshift.training.task_run import TaskModel, train_task
 from kvshift.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -50,3 +55,49 @@ def test_gpu_speed(recipe):
     speed = measure_speed(recipe, seconds=0.5)
     assert 0 < speed.step_seconds < 1
     assert speed.peak_memory_bytes > 0
+
+
+@pytest.mark.parametrize("shift", [None, {"init": "paper"}])
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_a_graphed_step_learns_what_a_plain_one_learns(model, shift, tmp_path):
+    dropless = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    llama = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    recipe = TaskRecipe(
+        task="induction",
+        task_settings={"vocab_size": 64, "candidates": 16, "length": 65},
+        model=llama
+        if model == "llama"
+        else {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, **dropless},
+        shift=shift,
+        steps=12,
+        batch_size=8,
+        warmup_steps=6,
+        learning_rate=3e-3,
+        evaluate_every=4,
+        evaluation_rows=8,
+        device="cuda",
+        compile=True,
+    )
+    graphed, plain = TaskModel(recipe), TaskModel(recipe.model_copy(update={"compile": False}))
+    assert isinstance(graphed._step, GraphedStep)
+    both = (graphed, plain)
+    for step, lesson in enumerate(lessons(graphed.task, 8, 0, 12, graphed.device, workers=1)):
+        assert (lesson.answers != IGNORED).all()
+        for each in both:
+            each.learn(lesson, step)
+    first, second = (each.take_loss() for each in both)
+    assert first == pytest.approx(second, rel=2e-3)
+    for mine, theirs in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
+        # bfloat16 and other kernels: by Adam an element may be a few of its steps away, a whole matrix not.
+        assert (mine - theirs).norm() < 0.05 * (theirs - 0).norm() + 0.02
+    evaluated, expected = (each.evaluate()["determined"] for each in both)
+    assert abs(evaluated.correct - expected.correct) <= 0.05 * expected.total
+    record = train_task(recipe, tmp_path / "whole", checkpoint_seconds=0)
+    assert [point.step for point in record.points] == [4, 8, 12]

@@ -40,6 +40,8 @@ class Hops:
     vocab_size: ClassVar[int] = 30
     """As the reference model has it; ids from 23 on do not occur."""
 
+    packs: ClassVar[bool] = False
+
     seed: int = 0
     most_hops: int = 16
     characters: int = 100

@@ -31,6 +31,7 @@ candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -53,6 +54,8 @@ _BLOCK = 512  # rows made at once: what they need fits the processor's cache
 @dataclass(frozen=True)
 class Induction:
     """The paper's toy induction."""
+
+    packs: ClassVar[bool] = False
 
     seed: int = 0
     vocab_size: int = 8000

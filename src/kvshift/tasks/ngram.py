@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -39,6 +40,8 @@ from kvshift.tasks.task import (
 @dataclass(frozen=True)
 class NGram:
     """The paper's 3-gram rules."""
+
+    packs: ClassVar[bool] = False
 
     seed: int = 0
     vocab_size: int = 64

@@ -80,6 +80,10 @@ class Task(Protocol):
     def length(self) -> int:
         """Positions in a row."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows hold more than one sequence."""
+
     def batch(self, step: int, size: int) -> Batch:
         """What step `step` (from 0) of a run learns from: `size` rows."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,10 @@ from torch.nn import functional as F
 from kvshift.errors import OutputError, UsageError
 from kvshift.files import output_errors, write_atomically
 from kvshift.tasks.gsm import GradeSchoolMaths
-from kvshift.tasks.task import Batch, Scores, merge
+from kvshift.tasks.task import IGNORED, Batch, Scores, merge
 from kvshift.training import checkpoint
 from kvshift.training.derivations import write_derivations
+from kvshift.training.graphed import Cuda, GraphedStep, take_whole_rows
 from kvshift.training.model import compile_layers, draw_model, parameter_groups, tap_parameters
 from kvshift.training.record import (
     RECIPE_FILE,
@@ -131,10 +133,17 @@ class TaskModel:
                 f"logits is 'final_norm' and the hidden size {self.model.config.hidden_size}; expected at "
                 f"least the task's vocabulary of {self.task.vocab_size}."
             )
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, recipe), lr=recipe.learning_rate, betas=recipe.betas, fused=True
-        )
-        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        groups = parameter_groups(self.model, recipe)
+        self._peaks = [group["lr"] for group in groups]
+        graphed = recipe.compile and self.device.type == "cuda" and not self.task.packs
+        if graphed:
+            for group in groups:
+                group["lr"] = torch.tensor(group["lr"], device=self.device)
+        self.optimizer = torch.optim.AdamW(groups, betas=recipe.betas, fused=True, capturable=graphed)
+        self._step: Callable[[Lesson], None] = self._learn_from
+        if graphed:
+            take_whole_rows(self.model)
+            self._step = GraphedStep(self._learn_from, Cuda())
         if recipe.compile:
             compile_layers(self.model)
         self._tests: list[tuple[Batch, Lesson]] = []
@@ -162,9 +171,16 @@ class TaskModel:
         """The step that follows `done` finished ones."""
         factor = self.recipe.learning_rate_factor(done)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
-        total = F.cross_entropy(self.logits(lesson), lesson.answers, reduction="sum")
-        loss = total / max(len(lesson.answers), 1)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor
+        self._step(lesson)
+
+    def _learn_from(self, lesson: Lesson) -> None:
+        """Forward, backward and update; nothing here waits for the device."""
+        total = F.cross_entropy(self.logits(lesson), lesson.answers, ignore_index=IGNORED, reduction="sum")
+        loss = total / (lesson.answers != IGNORED).sum().clamp_min(1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()

@@ -53,6 +53,7 @@ class GradeSchoolMaths:
     """The paper's grade-school maths. Table 7 has (12, 15) and (21, 24) operations."""
 
     vocab_size: ClassVar[int] = len(WORDS)
+    packs: ClassVar[bool] = True
 
     seed: int = 0
     train_operations: int = 12
