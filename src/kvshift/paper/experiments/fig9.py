@@ -29,7 +29,7 @@ PUBLISHED = {  # vanilla's error by layers after 100,000 steps, hidden size 128
     5: (0.001, 0.001, 0.003, 0.037, 0.218, 0.414),
     6: (0.0, 0.0, 0.002, 0.006, 0.012, 0.062),
 }
-PUBLISHED_WIDTH, PUBLISHED_STEPS = 128, 100_000
+PUBLISHED_WIDTH = 128
 NOISE = 0.05
 CHANCE = 0.75  # one of four characters
 LEARNED = 0.6  # an error below it: more than guesses
@@ -100,9 +100,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     by_layers = _by_layers(measurements)
     if nothing := lost([each for curves in by_layers.values() for each in curves]):
         return nothing
-    lower, clearly, small, learned, said, better, worse = [], [], [], [], [], [], []
+    lower, clearly, small, learned, said, better = [], [], [], [], [], []
     on_the_way = []
-    budget = curve(measurements[0]).steps[-1]
     for layers, curves in by_layers.items():
         most = _most_hops(curves)
         small.append(_error(curves, True, most) <= SMALL)
@@ -115,28 +114,24 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
             before, after = (_error(curves, shifted, hops) for shifted in (False, True))
             said.append(f"{layers_name(layers)}, {hops} hops: {before:.3f} → {after:.3f}")
         on_the_way.append(f"{layers_name(layers)} {_course(curves, most)}")
-        for hops, error in _published(curves).items():
-            place, found = f"{layers_name(layers)}, {hops} hops", _error(curves, False, hops)
-            if found < error - NOISE:
-                better.append(place)
-            elif found > error + NOISE and budget >= PUBLISHED_STEPS:  # a shorter run may be behind
-                worse.append(place)
+        better += [
+            f"{layers_name(layers)}, {hops} hops"
+            for hops, error in _published(curves).items()
+            if _error(curves, False, hops) < error - NOISE
+        ]
     verdict: Verdict = "not"
     if not any(learned):
         verdict = "undecided"
     elif all(lower):
-        verdict = "reproduced" if all(clearly) and small[-1] and not better + worse else "partly"
-    other = "".join(
-        f" Vanilla is {how} than published at {'; '.join(places)}."
-        for how, places in (("better", better), ("worse", worse))
-        if places
-    )
+        verdict = "reproduced" if all(clearly) and small[-1] and not better else "partly"
+    too_good = f" Vanilla is better than published at {', '.join(better)}." if better else ""
+    budget = curve(measurements[0]).steps[-1]
     return Judgement(
         verdict=verdict,
         ours="error, vanilla → KV shift: " + "; ".join(said),
         finding=f"After {budget:,} steps KV shift has the lower error, on average over seeds, at "
         f"{sum(lower)} of {len(lower)} pairs of layers and hops, counting hops from half of the "
-        f"most; the interval of the difference leaves out 0 at {sum(clearly)}.{other} Vanilla's error at "
+        f"most; the interval of the difference leaves out 0 at {sum(clearly)}.{too_good} Vanilla's error at "
         f"the most hops, over the run: {'; '.join(on_the_way)}.",
     )
 
@@ -172,8 +167,9 @@ EXPERIMENT = Experiment(
     rule="Reproduced if for every number of layers and every number of hops from half of the most on KV "
     "shift's error is below vanilla's, with a 95% interval over paired seeds that leaves out 0, KV shift's "
     f"error at the most hops is at most {SMALL:g} with the most layers, and vanilla's error is nowhere more "
-    f"than {NOISE:g} below the published one, nor, after the paper's {PUBLISHED_STEPS:,} steps, above it; "
-    "partly if only the means are below, or KV shift's error is larger, or vanilla is not as published; "
+    f"than {NOISE:g} below the published one (scale gpu takes a fifth of the paper's steps: it may be "
+    "above); "
+    "partly if only the means are below, or KV shift's error is larger, or vanilla is better than published; "
     f"undecided if at half of the most hops no arm's error is below {LEARNED:g} (chance: {CHANCE:g}), or a "
     "run diverged; not otherwise.",
     runs={
@@ -210,11 +206,11 @@ EXPERIMENT = Experiment(
             (4, 5),
             128,
             4,
-            steps=PUBLISHED_STEPS,
+            steps=20_000,
             batch_size=32,
             learning_rate=1e-4,
             warmup_steps=1000,
-            evaluate_every=5000,
+            evaluate_every=1000,
             evaluation_rows=1700,
         ),
     },
