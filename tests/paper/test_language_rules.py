@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvshift.paper.experiment import Measurement, Settings
+from kvshift.paper.experiment import Measurement, Scale, Settings
 from kvshift.paper.experiments import EXPERIMENTS, starts
 from kvshift.paper.language import PAPER
 from kvshift.shift import KVShiftConfig
@@ -16,10 +16,12 @@ TEN_TIMES = KVShiftConfig(lr_multiplier=10.0)  # the default, where the model le
 NOISE = (0.004, -0.003, 0.002, -0.004, 0.001)  # by seed
 
 
-def made_up(name: str, loss: Loss, taps=None, accuracy=lambda settings: 500) -> list[Measurement]:
+def made_up(
+    name: str, loss: Loss, taps=None, accuracy=lambda settings: 500, scale: Scale = "small"
+) -> list[Measurement]:
     """A record of each run with that final loss, plus a little noise; None: diverged."""
     made = []
-    for run in EXPERIMENTS[name].runs["small"]:
+    for run in EXPERIMENTS[name].runs[scale]:
         final = loss(run.settings)
         hidden = run.settings["model"]["hidden_size"]
         measured = {
@@ -238,6 +240,26 @@ def test_structures() -> None:
         return None if shift["init"] == "induction" and settings["seed"] == 1 else losses(3.7, 3.8)(settings)
 
     assert verdict("structures", lost) == "undecided"
+
+
+def test_structures_are_judged_at_the_default_rate() -> None:
+    def losses(at_default: float, slower: float) -> Loss:
+        def loss(settings: Settings) -> float:
+            shift = settings["shift"]
+            if shift is None or shift["init"] != "induction":
+                return 4.0 if shift is None else 3.9
+            assert settings["learning_rate"] == 1e-3
+            return {30.0: at_default, 10.0: slower}[shift["lr_multiplier"]]
+
+        return loss
+
+    found = EXPERIMENTS["structures"].judge(made_up("structures", losses(3.7, 4.0), scale="gpu"))
+    assert found.verdict == "not"
+    assert "all induction: 0.300 [0.300, 0.300]. At ×10: quarter" in found.finding
+    assert "all induction: 0.000 [0.000, 0.000]. Better than the default start: all" in found.finding
+    assert EXPERIMENTS["structures"].judge(made_up("structures", losses(4.0, 3.7), scale="gpu")).verdict == (
+        "reproduced"
+    )
 
 
 def test_travel() -> None:

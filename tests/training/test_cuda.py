@@ -95,7 +95,7 @@ def test_a_graphed_step_learns_what_a_plain_one_learns(model, shift, tmp_path):
     first, second = (each.take_loss() for each in both)
     assert first == pytest.approx(second, rel=2e-3)
     for mine, theirs in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
-        # By bfloat16 and Adam an element may be a few steps away, a matrix not. (A bias of keys is all noise.)
+        # In bfloat16 Adam may leave an element steps away, not a matrix. (A bias of keys is all noise.)
         assert mine.dim() < 2 or (mine - theirs).norm() < 0.05 * theirs.norm() + 0.02
     evaluated, expected = (each.evaluate()["determined"] for each in both)
     assert abs(evaluated.correct - expected.correct) <= 0.05 * expected.total
