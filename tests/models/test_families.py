@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny_models import TINY, make_shifted, make_vanilla
@@ -171,3 +174,54 @@ def test_a_forward_compiles_under_a_default_device(name, tokens) -> None:
     finally:
         torch.set_default_device(None)
     assert error(found, logits(model, ids)) < 1e-4
+
+
+def test_configurations_are_those_of_the_models() -> None:
+    """They are found without the models' code."""
+    for family in FAMILIES:
+        assert family.config is family.causal_lm.config_class
+
+
+LOADED = "[name for name in sys.modules if name.startswith('transformers.models.') and '.modeling_' in name]"
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_familys_code_is_imported_for_its_models_only(tmp_path) -> None:
+    """One family's may bring along libraries that take the GPU at once."""
+    make_shifted("llama", IDENTITY).save_pretrained(tmp_path)
+    said = run_python(
+        f"import sys, kvshift; before = {LOADED}\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})\n"
+        f"print(type(model).__name__, before, {LOADED})"
+    )
+    name, both = said.split(" ", 1)
+    assert name == "KVShiftLlamaForCausalLM"
+    families = {family.module for family in FAMILIES}
+    loaded = [module for module in families if f".modeling_{module}'" in both]
+    assert loaded == ["llama"]
+    assert both.count(".modeling_llama'") == 1  # not before
+
+
+def test_classes_are_found_by_name_in_a_fresh_process() -> None:
+    """As another process finds what was pickled for it."""
+    said = run_python(
+        "import pickle\n"
+        "found = [pickle.loads(b'ckvshift.models.derived\\n' + name + b'\\n.') for name in\n"
+        "    (b'KVShiftQwen3MoeForCausalLM', b'KVShiftQwen3Config', b'KVShiftGPT2Attention')]\n"
+        "print(*(each.__name__ for each in found))\n"
+        "from kvshift.models import derived\n"
+        "print(hasattr(derived, 'KVShiftLlamaNothing'), hasattr(derived, 'nothing'))"
+    )
+    assert said.split() == [
+        "KVShiftQwen3MoeForCausalLM",
+        "KVShiftQwen3Config",
+        "KVShiftGPT2Attention",
+        "False",
+        "False",
+    ]

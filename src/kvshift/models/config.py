@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ class ShiftedConfig:
     """
 
     kv_shift: dict | None
+    make_models: Callable[[], Any]
+    """Makes the family's models and makes them known. Who has a configuration may ask for its model."""
 
     def __post_init__(self: Any, **kwargs: Any) -> None:
+        type(self).make_models()
         given = self.kv_shift
         if not isinstance(given, KVShiftConfig):
             given = KVShiftConfig.from_dict(given or {})

@@ -8,6 +8,7 @@ loads such a checkpoint as a plain Llama.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
@@ -24,6 +25,9 @@ from kvshift.models.families import FAMILIES, SHIFTED_PREFIX, Family
 from kvshift.models.generation import ShiftedGeneration
 from kvshift.models.model import ShiftedBase, ShiftedModel
 
+_PREFIX = "KVShift"
+_SHIFTED: dict[str, ShiftedClasses] = {}
+
 
 @dataclass(frozen=True)
 class ShiftedClasses:
@@ -36,27 +40,49 @@ class ShiftedClasses:
 
 
 def shifted_classes(family: Family) -> ShiftedClasses:
-    """The classes with KV shift for a family's entry."""
+    """The classes with KV shift for a family's entry, made when they are first asked for.
+
+    The library's code of one family may bring along libraries that use the GPU at once, as linear attention's
+    do, and no other family's models shall have to wait for it.
+    """
+    if family.model_type not in _SHIFTED:
+        _SHIFTED[family.model_type] = classes = _derive_models(family)
+        _register_models(classes)
     return _SHIFTED[family.model_type]
 
 
-def _derive(family: Family) -> ShiftedClasses:
-    def derive(suffix: str, *bases: type, **members: Any) -> type:
-        name = f"KVShift{family.name}{suffix}"
-        made = type(
-            name, bases, {"__module__": __name__, "__doc__": f"{family.name} with KV shift.", **members}
-        )
-        globals()[name] = made  # found by its name when pickled, as worker processes do
-        return made
+def __getattr__(name: str) -> Any:
+    """A class by its name that has not been made yet."""
+    for family in FAMILIES:
+        if name.startswith(_PREFIX + family.name) and family.model_type not in _SHIFTED:
+            shifted_classes(family)
+            if name in globals():
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    config = derive(
+
+def _derive(family: Family, suffix: str, /, *bases: type, **members: Any) -> type:
+    name = _PREFIX + family.name + suffix
+    made = type(name, bases, {"__module__": __name__, "__doc__": f"{family.name} with KV shift.", **members})
+    globals()[name] = made  # found by its name when pickled, as worker processes do
+    return made
+
+
+def _derive_config(family: Family) -> type:
+    return _derive(
+        family,
         "Config",
         ShiftedConfig,
         family.config,
         model_type=SHIFTED_PREFIX + family.model_type,
         kv_shift=None,
+        make_models=staticmethod(partial(shifted_classes, family)),
         __annotations__={"kv_shift": "dict | None"},
     )
+
+
+def _derive_models(family: Family) -> ShiftedClasses:
+    config, derive = _CONFIGS[family.model_type], partial(_derive, family)
     parts = {
         attention: derive(
             _suffix(family, attention),
@@ -93,13 +119,16 @@ def _suffix(family: Family, part: type) -> str:
     return part.__name__.removeprefix(family.name)
 
 
-def _register(classes: ShiftedClasses) -> None:
-    model_type = classes.config.model_type  # type: ignore[attr-defined]
-    AutoConfig.register(model_type, classes.config, exist_ok=True)
+def _register_config(family: Family, config: type) -> None:
+    model_type = SHIFTED_PREFIX + family.model_type
+    AutoConfig.register(model_type, config, exist_ok=True)
+    # The Trainer and the pipelines look causal language models up by their classes' names.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = f"{_PREFIX}{family.name}ForCausalLM"
+
+
+def _register_models(classes: ShiftedClasses) -> None:
     AutoModel.register(classes.config, classes.base_model, exist_ok=True)
     AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
-    # The Trainer and the pipelines look causal language models up by their classes' names.
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = classes.causal_lm.__name__
     _register_renamed_weights(classes)
 
 
@@ -115,6 +144,6 @@ def _register_renamed_weights(classes: ShiftedClasses) -> None:
             register_checkpoint_conversion_mapping(shifted, mapping, overwrite=True)
 
 
-_SHIFTED = {family.model_type: _derive(family) for family in FAMILIES}
-for _classes in _SHIFTED.values():
-    _register(_classes)
+_CONFIGS = {family.model_type: _derive_config(family) for family in FAMILIES}
+for _family in FAMILIES:
+    _register_config(_family, _CONFIGS[_family.model_type])

@@ -40,6 +40,7 @@ class Family:
     rotary: Rotary | None = None
     """How its attention goes on, where one kernel can do that; None: its own forward does."""
 
+    config_name: str = "{}Config"
     causal_lm_name: str = "{}ForCausalLM"
     base_name: str = "{}Model"
     body_name: str | None = None
@@ -112,7 +113,9 @@ class Family:
 
     @functools.cached_property
     def config(self) -> Any:
-        return self.causal_lm.config_class
+        """In a module of its own: the models' code is imported for a model of the family only."""
+        module = importlib.import_module(f"transformers.models.{self.module}.configuration_{self.module}")
+        return getattr(module, self.config_name.format(self.name))
 
     @property
     def model_type(self) -> str:
@@ -144,7 +147,11 @@ FAMILIES = (
     Family("FalconH1", "falcon_h1", packs=False),
     Family("Gemma2", "gemma2"),
     Family(
-        "Gemma3", "gemma3", base_name="{}TextModel", rotary=dataclasses.replace(_NORMED, unit_offset=True)
+        "Gemma3",
+        "gemma3",
+        config_name="{}TextConfig",
+        base_name="{}TextModel",
+        rotary=dataclasses.replace(_NORMED, unit_offset=True),
     ),
     Family(
         "GPT2",
@@ -168,7 +175,14 @@ FAMILIES = (
     Family("Granite", "granite", rotary=_PLAIN),
     Family("Jamba", "jamba", packs=False, chunks=False),
     Family("Llama", "llama", rotary=_PLAIN),
-    Family("Llama4", "llama4", base_name="{}TextModel", attention_names=("{}TextAttention",), packs=False),
+    Family(
+        "Llama4",
+        "llama4",
+        config_name="{}TextConfig",
+        base_name="{}TextModel",
+        attention_names=("{}TextAttention",),
+        packs=False,
+    ),
     Family("Mistral", "mistral", rotary=_ALL_SLIDING),
     Family("Mixtral", "mixtral", rotary=_ALL_SLIDING),
     Family("OPT", "opt", body_name="{}Decoder", packs=False),
