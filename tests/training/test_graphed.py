@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 
@@ -98,12 +100,15 @@ def _trained(recipe: TaskRecipe, graphed: bool) -> TaskModel:
     model.model.double()
     if graphed:
         take_whole_rows(model.model)
-        for group in model.optimizer.param_groups:
-            group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+        rates = [torch.tensor(peak, dtype=torch.float64) for peak in model._peaks]
+        for group, rate in zip(model.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         model._step = GraphedStep(model._learn_from, Recorder())
     steps = lessons(model.task, recipe.batch_size, 0, recipe.steps, model.device, workers=0)
     for done, lesson in enumerate(steps):
         model.learn(lesson, done)
+    if graphed:  # a recording reads the tensors that it was made with
+        assert all(map(operator.is_, (group["lr"] for group in model.optimizer.param_groups), rates))
     return model
 
 
