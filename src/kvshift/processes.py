@@ -32,19 +32,24 @@ def gpu_names(count: int) -> list[str]:
     return visible.split(",") if visible else [str(number) for number in range(count)]
 
 
-@contextlib.contextmanager
-def seeing_gpu(gpu: str | None) -> Iterator[None]:
+def seeing_gpu(gpu: str | None) -> contextlib.AbstractContextManager[None]:
     """Processes started meanwhile see this GPU alone; None: they see what this one does.
 
     Once a process has imported what it works with, it is too late to choose one.
     """
-    before = os.environ.get(VISIBLE_GPUS)
-    if gpu is not None:
-        os.environ[VISIBLE_GPUS] = gpu
+    return environment({} if gpu is None else {VISIBLE_GPUS: gpu})
+
+
+@contextlib.contextmanager
+def environment(changed: dict[str, str]) -> Iterator[None]:
+    """Processes started meanwhile find these values in their environment; afterwards it is as before."""
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     try:
         yield
     finally:
-        if before is not None:
-            os.environ[VISIBLE_GPUS] = before
-        elif gpu is not None:
-            del os.environ[VISIBLE_GPUS]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

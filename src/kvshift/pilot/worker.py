@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 import kvshift.errors as errors
-from kvshift.processes import VISIBLE_GPUS, end_with_parent, seeing_gpu
+from kvshift.processes import VISIBLE_GPUS, end_with_parent, environment, seeing_gpu
 
 PRELOAD = ("kvshift.pilot.jobs",)
 REQUESTS_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -65,24 +65,13 @@ def start_server() -> None:
             signal.signal(signal.SIGINT, previous)
 
 
-@contextlib.contextmanager
-def _safe_imports() -> Iterator[None]:
+def _safe_imports() -> contextlib.AbstractContextManager[None]:
     """For a Python that starts meanwhile.
 
     A file of the user's called random.py must not be imported from the current folder. The tracker cleans up
     behind jobs that end without doing so; that it had to is nothing for the terminal.
     """
-    changed = {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return environment({"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"})
 
 
 @contextlib.contextmanager
