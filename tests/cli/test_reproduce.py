@@ -14,10 +14,20 @@ def test_without_a_name_experiments_are_listed(capsys) -> None:
         assert name in said
 
 
+def test_several_are_judged_together(tmp_path, capsys) -> None:
+    names = ["theorem2", "theorem1"]
+    assert main(["reproduce", *names, "--scale", "tiny", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    for name in names:
+        assert (tmp_path / "out" / name / "verdict.json").exists()
+        assert name in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["fig99"], "No experiment is called 'fig99'; expected all, theorem1"),
+        (["fig2", "all", "fig99"], "No experiment is called 'fig99'; expected all, theorem1"),
         (["fig2", "--scale", "huge"], "--scale 'huge': expected one of tiny, small, gpu"),
     ],
 )

@@ -82,8 +82,10 @@ def test_all_means_every_experiment_and_unknown_ones_are_listed(make_experiment,
     only(one, other)
     assert chosen("all") == [one, other]
     assert chosen("other") == [other]
+    assert chosen("other", "one", "other") == [one, other]
+    assert chosen("one", "all") == [one, other]
     with pytest.raises(UsageError, match="'fig99'; expected all, one, other"):
-        chosen("fig99")
+        chosen("one", "fig99")
 
 
 def test_a_scale_that_needs_a_gpu_is_refused_without_one(make_experiment, tmp_path, monkeypatch) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|all]", help="An experiment. Without one: lists them.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME...|all]", help="Experiments. Without one: lists them."),
     ] = None,
     scale: Annotated[
         str, typer.Option(help="tiny (decides nothing), small (a CPU) or gpu (one GPU, where it helps).")
@@ -56,6 +57,8 @@ def reproduce(
 
       kvshift reproduce fig5a --text novels/     a language model, on your text
 
+      kvshift reproduce fig8a fig10 --jobs 2     several, with runs beside each other
+
       kvshift reproduce all --report             all, and one page
     """
     values.one_of("--scale", scale, ("tiny", "small", "gpu"))
@@ -64,7 +67,7 @@ def reproduce(
     from rich.markup import escape
 
     console = Console()
-    if name is None:
+    if not names:
         _list(console)
         return
 
@@ -81,7 +84,7 @@ def reproduce(
     with console.status("starting") as status:
         shown = console.is_terminal
         outcomes = do(
-            chosen(name),
+            chosen(*names),
             known,
             out,
             say,

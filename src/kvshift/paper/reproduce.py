@@ -39,17 +39,16 @@ class Outcome:
         return any(_reads_text(record.settings) for record in self.records)
 
 
-def chosen(name: str) -> list[Experiment]:
-    """The experiment of that name, or every one for `all`.
+def chosen(*names: str) -> list[Experiment]:
+    """The experiments of these names, each once and as they are listed, or every one for `all`.
 
     Raises:
         UsageError: there is no such experiment; the message lists them.
     """
-    if name == "all":
-        return list(EXPERIMENTS.values())
-    if name not in EXPERIMENTS:
-        raise UsageError(f"No experiment is called {name!r}; expected all, {', '.join(EXPERIMENTS)}.")
-    return [EXPERIMENTS[name]]
+    for name in names:
+        if name != "all" and name not in EXPERIMENTS:
+            raise UsageError(f"No experiment is called {name!r}; expected all, {', '.join(EXPERIMENTS)}.")
+    return [each for name, each in EXPERIMENTS.items() if name in names or "all" in names]
 
 
 def check_hardware(experiments: Sequence[Experiment], scale: Scale) -> None:
