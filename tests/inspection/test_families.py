@@ -9,6 +9,7 @@ import torch
 from kvshift.errors import UnsupportedModelError
 from kvshift.inspection import inspect_model
 from kvshift.inspection.induction import longest
+from kvshift.inspection.inspect import _heads
 from kvshift.inspection.watch import attention_layers, find_ways, projection, to_logits, watching
 
 GATED = {"qwen3_next"}  # a gate multiplies what attention gives before the output projection
@@ -110,3 +111,19 @@ def test_falcons_doubled_positions_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="--no-induction"):
         inspect_model(model)
     assert len(inspect_model(model, induction=False).taps.heads) == 2
+
+
+def test_heads_of_a_models_own_attention_are_as_its_configuration_says() -> None:
+    class OwnAttention(torch.nn.Module):
+        """Of a family's model_type, but not as the family's layer projects."""
+
+        def __init__(self, layer: int) -> None:
+            super().__init__()
+            self.layer_idx = layer
+            self.o_proj = torch.nn.Linear(2, 2)
+
+    model = tiny.make_vanilla("llama")
+    for number, layer in enumerate(model.model.layers):
+        layer.self_attn = OwnAttention(number)
+    assert len(attention_layers(model)) == len(model.model.layers)
+    assert _heads(model) == (model.config.num_attention_heads, model.config.num_key_value_heads)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import kvshift
 from kvshift.errors import UnsupportedModelError
-from kvshift.models import shift_modules
+from kvshift.models import derived, shift_modules
 from kvshift.models.families import FAMILIES, family_of
 
 IDENTITY = kvshift.KVShiftConfig(init="identity")
@@ -225,3 +228,27 @@ def test_classes_are_found_by_name_in_a_fresh_process() -> None:
         "False",
         "False",
     ]
+
+
+def test_a_configuration_from_another_process_knows_its_models(tmp_path) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(pickle.dumps(make_shifted("llama", IDENTITY).config))
+    said = run_python(
+        "import pickle, kvshift\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"config = pickle.load(open({str(path)!r}, 'rb'))\n"
+        "print(type(AutoModelForCausalLM.from_config(config)).__name__)"
+    )
+    assert said == "KVShiftLlamaForCausalLM\n"
+
+
+def test_threads_get_the_same_classes(monkeypatch) -> None:
+    def derive(family):
+        time.sleep(0.05)
+        return object()
+
+    monkeypatch.setattr(derived, "_SHIFTED", {})
+    monkeypatch.setattr(derived, "_derive_models", derive)
+    monkeypatch.setattr(derived, "_register_models", lambda classes: None)
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(derived.shifted_classes, FAMILIES[:1] * 4))) == 1

@@ -92,6 +92,7 @@ def test_a_graphed_step_learns_what_a_plain_one_learns(model, shift, tmp_path):
         assert (lesson.answers != IGNORED).all()
         for each in both:
             each.learn(lesson, step)
+    assert graphed._step._replay is not None
     first, second = (each.take_loss() for each in both)
     assert first == pytest.approx(second, rel=2e-3)
     for mine, theirs in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):

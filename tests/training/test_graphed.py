@@ -9,7 +9,7 @@ import torch
 
 from kvshift.tasks.induction import Induction
 from kvshift.tasks.task import IGNORED
-from kvshift.training.graphed import WARM_UP, Cuda, GraphedStep, take_whole_rows
+from kvshift.training.graphed import WARM_UP, Cuda, GraphedStep, can_be_graphed, take_whole_rows
 from kvshift.training.task_data import Lesson, lessons, make_lesson
 from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel
@@ -123,8 +123,42 @@ def test_it_learns_what_plain_steps_learn(shift) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
 
 
-def test_whole_rows_are_attended_to_as_before() -> None:
-    one, other = (TaskModel(make_recipe()) for _ in range(2))
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2} | dict.fromkeys(
+    ("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0
+)
+
+
+@pytest.mark.parametrize("shift", [None, {"init": "paper"}])
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+def test_whole_rows_are_attended_to_as_before(model, shift) -> None:
+    one, other = (TaskModel(make_recipe(model=model, shift=shift)) for _ in range(2))
+    assert can_be_graphed(other.model)
     take_whole_rows(other.model)
     lesson = make_lesson(one.task.test(0, 3))
     torch.testing.assert_close(one.logits(lesson), other.logits(lesson), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral", "sliding_window": 4},
+        {"model_type": "gemma2", "head_dim": 8},
+        {"attn_implementation": "eager"},
+    ],
+)
+def test_models_that_do_not_attend_to_all_before_are_not_graphed(changes) -> None:
+    assert not can_be_graphed(TaskModel(make_recipe(model={**LLAMA, **changes})).model)
+
+
+def test_after_loading_nothing_recorded_is_replayed(tmp_path) -> None:
+    """Loading gives the optimizer other tensors."""
+    model, device = _trained(make_recipe(), graphed=True), Recorder()
+    model._step = GraphedStep(model._learn_from, device)
+    steps = list(lessons(model.task, 4, 0, 2 * WARM_UP + 2, model.device, workers=0))
+    for lesson in steps[: WARM_UP + 1]:
+        model.learn(lesson, 0)
+    model.save(tmp_path, {})
+    model.load(tmp_path)
+    for lesson in steps[WARM_UP + 1 :]:
+        model.learn(lesson, 0)
+    assert (device.warmed, device.recorded) == (2 * WARM_UP, 2)

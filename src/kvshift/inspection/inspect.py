@@ -92,6 +92,6 @@ def _heads(model: PreTrainedModel) -> tuple[int, int]:
     model_type = str(config.model_type).removeprefix(SHIFTED_PREFIX)
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     _, attention = next(iter(attention_layers(model).values()), (None, None))
-    if family is None or attention is None:
+    if family is None or not isinstance(attention, family.attentions):
         return query_heads, int(getattr(config, "num_key_value_heads", None) or query_heads)
     return query_heads, family.layout.heads(attention, family.head_dim(attention))[1]

@@ -38,6 +38,10 @@ class ShiftedConfig:
         kwargs.pop("model_type", None)  # an unshifted configuration's, and the class has its own
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        type(self).make_models()  # in the process that unpickles it
+        self.__dict__.update(state)
+
     def to_diff_dict(self: Any) -> dict[str, Any]:
         """What `config.json` holds. The shift is always written: a later version's default may differ."""
         return {**super().to_diff_dict(), "kv_shift": self.kv_shift}  # type: ignore[misc]

@@ -7,6 +7,7 @@ loads such a checkpoint as a plain Llama.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from kvshift.models.model import ShiftedBase, ShiftedModel
 
 _PREFIX = "KVShift"
 _SHIFTED: dict[str, ShiftedClasses] = {}
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ def shifted_classes(family: Family) -> ShiftedClasses:
     The library's code of one family may bring along libraries that use the GPU at once, as linear attention's
     do, and no other family's models shall have to wait for it.
     """
-    if family.model_type not in _SHIFTED:
-        _SHIFTED[family.model_type] = classes = _derive_models(family)
-        _register_models(classes)
-    return _SHIFTED[family.model_type]
+    with _ONE_AT_A_TIME:
+        if family.model_type not in _SHIFTED:
+            classes = _derive_models(family)
+            _register_models(classes)
+            _SHIFTED[family.model_type] = classes
+        return _SHIFTED[family.model_type]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from kvshift.models.families import SHIFTED_PREFIX
 from kvshift.training.data import IGNORED
 from kvshift.training.task_data import Lesson
 
@@ -25,12 +26,20 @@ WHOLE_ROWS = "kvshift_whole_rows"
 """PyTorch's attention, causal over each row. The library's own looks on the device whether positions restart,
 and builds a mask wherever it cannot look; an implementation of which it knows no masks is left in peace."""
 AttentionInterface.register(WHOLE_ROWS, sdpa_attention_forward)
+KNOWN = ("llama", "gpt2")
+"""Architectures that attend to all that came before in every layer, and whose forward waits for no device."""
 
 Step = Callable[[Lesson], None]
 
 
+def can_be_graphed(model: Any) -> bool:
+    """Whether a step of this model is known to be the same when it is replayed; others go on unrecorded."""
+    architecture = str(model.config.model_type).removeprefix(SHIFTED_PREFIX)
+    return architecture in KNOWN and model.config._attn_implementation == "sdpa"
+
+
 def take_whole_rows(model: Any) -> None:
-    """From now on the model takes each row for one sequence, and never asks the device whether it is."""
+    """From now on the model, of `can_be_graphed`, takes each row for one sequence and never asks."""
     model.set_attn_implementation(WHOLE_ROWS)
 
 
@@ -59,8 +68,8 @@ class GraphedStep:
 
     Args:
         step: forward, backward and update from a lesson on the device, whose unused answers are `IGNORED`. It
-            leaves no gradients, reads what changes between steps (learning rates) from tensors and never
-            waits for the device.
+            leaves no gradients, reads what changes between steps (learning rates, the optimizer's state)
+            from the same tensors each time and never waits for the device.
         device: how to record; `Cuda()` on a GPU.
     """
 
@@ -69,6 +78,10 @@ class GraphedStep:
         self._warmed = self._most = 0
         self._replay: Callable[[], None] | None = None
         self._lesson: Lesson
+
+    def anew(self) -> GraphedStep:
+        """The same, with nothing recorded yet."""
+        return GraphedStep(self._step, self._device)
 
     def __call__(self, lesson: Lesson) -> None:
         """The next step; of one sequence a row, `inputs` shaped as in every other."""

@@ -27,7 +27,7 @@ from kvshift.tasks.gsm import GradeSchoolMaths
 from kvshift.tasks.task import IGNORED, Batch, Scores, merge
 from kvshift.training import checkpoint
 from kvshift.training.derivations import write_derivations
-from kvshift.training.graphed import Cuda, GraphedStep, take_whole_rows
+from kvshift.training.graphed import Cuda, GraphedStep, can_be_graphed, take_whole_rows
 from kvshift.training.model import compile_layers, draw_model, parameter_groups, tap_parameters
 from kvshift.training.record import (
     RECIPE_FILE,
@@ -136,6 +136,7 @@ class TaskModel:
         groups = parameter_groups(self.model, recipe)
         self._peaks = [group["lr"] for group in groups]
         graphed = recipe.compile and self.device.type == "cuda" and not self.task.packs
+        graphed = graphed and can_be_graphed(self.model)
         if graphed:
             for group in groups:
                 group["lr"] = torch.tensor(group["lr"], device=self.device)
@@ -221,6 +222,8 @@ class TaskModel:
         """The inverse of `save`; returns its `state`."""
         checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
         checkpoint.load_optimizer(self.model, self.optimizer, folder / checkpoint.OPTIMIZER)
+        if isinstance(self._step, GraphedStep):  # a recording would go on with the optimizer's old tensors
+            self._step = self._step.anew()
         state = checkpoint.read_json(folder / checkpoint.RUN)
         self.loss_sum.fill_(state["loss_sum"])
         return state
