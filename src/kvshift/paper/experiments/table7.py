@@ -120,13 +120,14 @@ EXPERIMENT = Experiment(
             {(3, 4): 3},
             length=192,
             model=llama(64, 2, 4),
-            steps=2000,
+            steps=12_000,  # in 2,000 neither arm learns to compute
             batch_size=16,
             learning_rate=3e-3,
+            schedule="linear",
             warmup_steps=100,
-            evaluate_every=250,
+            evaluate_every=1000,
             evaluation_rows=64,
-            graded_problems=200,
+            graded_problems=500,
         ),
         "gpu": _runs(
             "gpu",
