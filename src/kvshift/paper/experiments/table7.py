@@ -137,6 +137,7 @@ EXPERIMENT = Experiment(
             steps=3000,
             batch_size=64,
             learning_rate=1e-3,
+            schedule="linear",
             warmup_steps=200,
             evaluate_every=250,
             evaluation_rows=64,
