@@ -96,5 +96,5 @@ def gains_on(axes: Any, gains: Gains) -> None:
     axes.set_yticks(range(len(gains)), list(gains))
     axes.set_ylim(len(gains) - 0.5, -0.5)
     axes.axvline(0, color="#555555", lw=0.8)
-    axes.locator_params(axis="x", nbins=5)  # more numbers than that run into each other
+    axes.locator_params(axis="x", nbins=6)  # more numbers than that run into each other
     axes.grid(alpha=0.3, axis="x")
