@@ -71,9 +71,7 @@ def main() -> None:
         parser.error("--scale gpu needs a CUDA GPU; take --scale tiny.")
     where = torch.cuda.get_device_name() if chosen.scale == "gpu" else "CPU"
     print(f"Commit {commit()}, {where}, {len(usable_cores())} cores, PyTorch {torch.__version__}\n")
-    print(
-        "| run | ms kernel by kernel | as it runs, one lesson repeated | with its lessons |"
-    )
+    print("| run | ms kernel by kernel | as it runs, one lesson repeated | with its lessons |")
     print("| --- | --- | --- | --- |")
     for name in NAMED:
         seen = set()
