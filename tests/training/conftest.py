@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from kvshift.shift import KVShiftConfig
 from kvshift.tasks.text import TextData, TextRequest, prepare
 from kvshift.training import Recipe
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 MODEL = {
     "model_type": "llama",

@@ -6,38 +6,13 @@ import operator
 
 import pytest
 import torch
+from task_recipes import GPT2, LLAMA, make_recipe
 
-from kvshift.tasks.induction import Induction
 from kvshift.tasks.task import IGNORED
 from kvshift.training.graphed import WARM_UP, Cuda, GraphedStep, can_be_graphed, take_whole_rows
 from kvshift.training.task_data import Lesson, lessons, make_lesson
 from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
-TASK = {"vocab_size": 32, "candidates": 16, "length": 24}
-
-
-def make_recipe(**changes) -> TaskRecipe:
-    fields = {
-        "task": "induction",
-        "task_settings": TASK,
-        "model": LLAMA,
-        "steps": 9,
-        "batch_size": 4,
-        "warmup_steps": 5,
-        "learning_rate": 1e-2,
-        "evaluate_every": 3,
-        "evaluation_rows": 8,
-    }
-    return TaskRecipe(**{**fields, **changes})
 
 
 class Recorder(Cuda):
@@ -114,18 +89,13 @@ def _trained(recipe: TaskRecipe, graphed: bool) -> TaskModel:
 
 @pytest.mark.parametrize("shift", [None, {"init": "paper"}])
 def test_it_learns_what_plain_steps_learn(shift) -> None:
-    recipe = make_recipe(shift=shift)
-    counts = {len(make_lesson(Induction(**TASK).batch(i, 4)).asked) for i in range(9)}
+    recipe = make_recipe(shift=shift, steps=9, warmup_steps=5)
+    counts = {len(make_lesson(make_recipe().made_task.batch(i, 4)).asked) for i in range(9)}
     assert len(counts) > 3
     plain, graphed = (_trained(recipe, each) for each in (False, True))
     assert graphed.take_loss() == pytest.approx(plain.take_loss(), rel=1e-6)
     for mine, theirs in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
-
-
-GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2} | dict.fromkeys(
-    ("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0
-)
 
 
 @pytest.mark.parametrize("shift", [None, {"init": "paper"}])

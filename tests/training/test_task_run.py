@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from task_recipes import GPT2, LLAMA, SHIFT, make_recipe
 from torch.nn import functional as F
 
 from kvshift.errors import OutputError, UsageError
@@ -19,33 +20,7 @@ from kvshift.training.task_data import Lesson, Lessons, lessons, make_lesson
 from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel, train_task
 
-SHIFT = {"init": "paper", "lr_multiplier": 10.0}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
-DROPLESS = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, **DROPLESS}
 GSM = {"train_operations": 2, "test_operations": 2, "unneeded": 1, "length": 160}
-
-
-def make_recipe(**changes) -> TaskRecipe:
-    fields = {
-        "task": "induction",
-        "task_settings": {"vocab_size": 32, "candidates": 16, "length": 24},
-        "model": LLAMA,
-        "shift": SHIFT,
-        "steps": 7,
-        "batch_size": 4,
-        "learning_rate": 1e-2,
-        "evaluate_every": 3,
-        "evaluation_rows": 8,
-    }
-    return TaskRecipe(**{**fields, **changes})
 
 
 def gsm(**changes) -> TaskRecipe:
