@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from task_recipes import GPT2, LLAMA
+from task_recipes import make_recipe as make_task_recipe
 
 import kvshift
 from kvshift.tasks.task import IGNORED
 from kvshift.training import measure_speed, read_record, run
 from kvshift.training.graphed import GraphedStep
 from kvshift.training.task_data import lessons
-from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel, train_task
 from kvshift.training.trainer import RunTrainer
 
@@ -60,28 +61,19 @@ def test_gpu_speed(recipe):
 @pytest.mark.parametrize("shift", [None, {"init": "paper"}])
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_a_graphed_step_learns_what_a_plain_one_learns(model, shift, tmp_path):
-    dropless = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    llama = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
+    models = {
+        "llama": {**LLAMA, "hidden_size": 64, "intermediate_size": 128},
+        "gpt2": {**GPT2, "n_embd": 64, "n_layer": 2},
     }
-    recipe = TaskRecipe(
-        task="induction",
+    recipe = make_task_recipe(
         task_settings={"vocab_size": 64, "candidates": 16, "length": 65},
-        model=llama
-        if model == "llama"
-        else {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, **dropless},
+        model=models[model],
         shift=shift,
         steps=12,
         batch_size=8,
         warmup_steps=6,
         learning_rate=3e-3,
         evaluate_every=4,
-        evaluation_rows=8,
         device="cuda",
         compile=True,
     )

@@ -13,7 +13,7 @@ from kvshift.inspection.schema import Inspection, ModelFacts
 from kvshift.inspection.taps import Start, read_taps
 from kvshift.inspection.watch import attention_layers
 from kvshift.models import shift_modules
-from kvshift.models.families import FAMILIES, SHIFTED_PREFIX
+from kvshift.models.families import FAMILIES, unshifted_type
 
 NO_TAPS = "This model has no KV shift, so there are no taps to show; its heads are scored all the same."
 SHORTENED = (
@@ -89,8 +89,7 @@ def _heads(model: PreTrainedModel) -> tuple[int, int]:
     """Query heads and KV heads of an attention layer; of an unknown family, as its configuration says."""
     config = model.config.get_text_config()
     query_heads = int(getattr(config, "num_attention_heads", 0))
-    model_type = str(config.model_type).removeprefix(SHIFTED_PREFIX)
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    family = next((family for family in FAMILIES if family.model_type == unshifted_type(config)), None)
     _, attention = next(iter(attention_layers(model).values()), (None, None))
     if family is None or not isinstance(attention, family.attentions):
         return query_heads, int(getattr(config, "num_key_value_heads", None) or query_heads)

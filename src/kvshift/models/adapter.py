@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.files import open_to_others, output_errors, sync_file
 from kvshift.models.convert import convert, is_shifted, shift_modules
-from kvshift.models.families import SHIFTED_PREFIX, family_of
+from kvshift.models.families import family_of, unshifted_type
 from kvshift.models.skeleton import add_skeleton_taps, skeleton
 from kvshift.shift import KVShift, KVShiftConfig
 
@@ -74,7 +74,7 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
         raise UsageError(f"{missing[0]} is on the meta device, without values; load the model first.")
     about = {
         "format": FORMAT,
-        "model_type": model.config.model_type.removeprefix(SHIFTED_PREFIX),
+        "model_type": unshifted_type(model.config),
         "shape": _shape(model.config),
         "shift": shift.to_dict(),
     }
@@ -167,7 +167,7 @@ def read_adapter(path: str | Path) -> Adapter:
 
 def _check_fits(model: Any, adapter: Adapter, path: str | Path) -> None:
     shifted = is_shifted(model)
-    model_type = str(model.config.model_type).removeprefix(SHIFTED_PREFIX)
+    model_type = unshifted_type(model.config)
     if not shifted:
         family_of(model.config)
     if adapter.model_type != model_type:

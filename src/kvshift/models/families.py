@@ -210,6 +210,11 @@ def supported_architectures() -> list[str]:
     return sorted(family.model_type for family in FAMILIES)
 
 
+def unshifted_type(config: PretrainedConfig) -> str:
+    """The `model_type` of a configuration's architecture, with KV shift or without."""
+    return str(config.model_type).removeprefix(SHIFTED_PREFIX)
+
+
 def family_of(config: PretrainedConfig) -> Family:
     """The entry for an unshifted model's configuration.
 

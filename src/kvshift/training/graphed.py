@@ -14,7 +14,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from kvshift.models.families import SHIFTED_PREFIX
+from kvshift.models.families import unshifted_type
 from kvshift.training.data import IGNORED
 from kvshift.training.task_data import Lesson
 
@@ -34,8 +34,7 @@ Step = Callable[[Lesson], None]
 
 def can_be_graphed(model: Any) -> bool:
     """Whether a step of this model is known to be the same when it is replayed; others go on unrecorded."""
-    architecture = str(model.config.model_type).removeprefix(SHIFTED_PREFIX)
-    return architecture in KNOWN and model.config._attn_implementation == "sdpa"
+    return unshifted_type(model.config) in KNOWN and model.config._attn_implementation == "sdpa"
 
 
 def take_whole_rows(model: Any) -> None:
