@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+from functools import partialmethod
+
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kvshift.errors import UnsupportedModelError, UsageError
 from kvshift.models import shift_modules
 from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
-from kvshift.training.model import build_model, effective_taps, parameter_groups, tap_parameters
+from kvshift.training.model import (
+    build_model,
+    compile_layers,
+    effective_taps,
+    parameter_groups,
+    tap_parameters,
+)
 
 
 @pytest.mark.parametrize("init", ["paper", "structured"])
@@ -94,3 +103,17 @@ def test_impossible_models_are_refused(make_recipe, change, error, words):
     recipe = make_recipe()
     with pytest.raises(error, match=words):
         build_model(recipe.model_copy(update={"model": {**recipe.model, **change}}))
+
+
+def test_every_model_of_a_process_is_compiled(make_recipe, monkeypatch):
+    """PyTorch counts all models' compilations of a layer's class together, and gives up beyond its limit."""
+    plain = GradientCheckpointingLayer.compile
+    monkeypatch.setattr(GradientCheckpointingLayer, "compile", partialmethod(plain, backend="aot_eager"))
+    tokens = torch.randint(16, (2, 8))
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for shift in (None, {"init": "paper"}, {"init": "paper", "keys": False}):
+            model = build_model(make_recipe(shift=shift))
+            compile_layers(model)
+            model(tokens, use_cache=False).logits.sum().backward()
+            with torch.no_grad():
+                model(tokens, use_cache=False)
