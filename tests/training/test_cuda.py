@@ -6,11 +6,13 @@ import pytest
 import torch
 from task_recipes import GPT2, LLAMA
 from task_recipes import make_recipe as make_task_recipe
+from transformers import TrainerCallback
 
 import kvshift
 from kvshift.tasks.task import IGNORED
+from kvshift.tasks.text import TextData
 from kvshift.training import measure_speed, read_record, run
-from kvshift.training.graphed import GraphedStep
+from kvshift.training.graphed import VARIABLE, GraphedStep
 from kvshift.training.task_data import lessons
 from kvshift.training.task_run import TaskModel, train_task
 from kvshift.training.trainer import RunTrainer
@@ -94,3 +96,75 @@ def test_a_graphed_step_learns_what_a_plain_one_learns(model, shift, tmp_path):
     assert abs(evaluated.correct - expected.correct) <= 0.05 * expected.total
     record = train_task(recipe, tmp_path / "whole", checkpoint_seconds=0)
     assert [point.step for point in record.points] == [4, 8, 12]
+
+
+@pytest.fixture
+def text_recipe(make_recipe):
+    """With batches in which a document begins inside a row, and others."""
+
+    def make(**changes):
+        return make_recipe(
+            device="cuda",
+            sequence_length=64,
+            batch_size=1,
+            tokens=40 * 64,
+            learning_rate=1e-3,
+            **{"precision": "float32", **changes},
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shift", [None, {"init": "paper"}])
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+def test_recorded_passes_leave_the_gradients_of_plain_ones(model, shift, compiled, text_recipe, tmp_path):
+    recipe = text_recipe(model=model, shift=shift, compile=compiled)
+    trainer = RunTrainer(recipe, TextData.open(recipe.data), tmp_path, TrainerCallback())
+    assert trainer.graphed is not None
+    forms, parameters = set(), list(trainer.model.parameters())
+    trainer.clock.start(0)
+    for item in range(24):
+        batch = trainer._prepare_inputs(trainer.train_dataset[item])
+        count = trainer._get_num_items_in_batch([batch], trainer.args.device)
+        forms.add("position_ids" in batch)
+        recorded = trainer.training_step(trainer.model, batch, count).item()
+        found = [parameter.grad.clone() for parameter in parameters]
+        trainer.model.zero_grad()
+        plain = trainer._forward_and_backward(batch, count).item()
+        assert recorded == pytest.approx(plain, rel=1e-4)
+        for gradient, parameter in zip(found, parameters, strict=True):
+            difference = (gradient - parameter.grad).norm()
+            assert difference <= 5e-3 * parameter.grad.norm() + 1e-6
+        trainer.model.zero_grad()
+    assert forms == {True, False}
+
+
+@pytest.mark.parametrize("shift", [None, {"init": "paper"}])
+def test_a_graphed_text_run_learns_what_a_plain_one_learns(shift, text_recipe, tmp_path, monkeypatch):
+    recipe = text_recipe(shift=shift, precision="bfloat16")
+    graphed = run(recipe, tmp_path / "graphed")
+    monkeypatch.setenv(VARIABLE, "0")
+    plain = run(recipe, tmp_path / "plain")
+    assert [point.loss for point in graphed.steps] == pytest.approx(
+        [point.loss for point in plain.steps], abs=1e-2
+    )
+    assert graphed.final_loss == pytest.approx(plain.final_loss, abs=1e-2)
+    assert plain.final_loss < plain.evaluations[0].nats_per_token
+
+
+def test_a_graphed_text_run_goes_on_after_an_interruption(text_recipe, tmp_path, monkeypatch):
+    recipe, original = text_recipe(), RunTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 20:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunTrainer, "training_step", training_step)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
+    assert read_record(tmp_path / "run").status == "unfinished"
+    resumed, whole = run(recipe, tmp_path / "run"), run(recipe, tmp_path / "whole")
+    assert resumed.final_loss == pytest.approx(whole.final_loss, abs=1e-2)

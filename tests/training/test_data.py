@@ -29,8 +29,9 @@ def test_each_epoch_is_another_permutation(make_recipe, text):
 
 def test_batches_hold_what_the_store_says(make_recipe, text):
     windows = TrainingWindows(text.train, make_recipe())
-    batch = windows.__getitems__([5, 2])
-    for row, item in enumerate([5, 2]):
+    packed = next(item for item in range(48) if "position_ids" in windows[item])
+    batch = windows.__getitems__([5, packed])
+    for row, item in enumerate([5, packed]):
         inputs, targets, starts = text.train.window(windows.window_index(item), 32)
         assert batch["input_ids"][row].tolist() == inputs.tolist()
         assert batch["labels"][row].tolist() == targets.tolist()
@@ -40,6 +41,16 @@ def test_batches_hold_what_the_store_says(make_recipe, text):
             expected.append(position)
         assert batch["position_ids"][row].tolist() == expected
     assert windows[5]["input_ids"].tolist() == batch["input_ids"][:1].tolist()
+
+
+def test_only_batches_in_which_a_document_begins_have_positions(make_recipe, text):
+    windows = TrainingWindows(text.train, make_recipe(batch_size=1, tokens=200 * 32))
+    inside = [text.train.window(windows.window_index(item), 32)[2][1:].any() for item in range(200)]
+    assert len(set(inside)) == 2
+    for item, begins in enumerate(inside):
+        assert ("position_ids" in windows[item]) == begins
+    whole, packed = inside.index(False), inside.index(True)
+    assert len(windows.__getitems__([whole, packed])["position_ids"]) == 2
 
 
 def test_some_window_holds_a_boundary(text):

@@ -6,13 +6,25 @@ import operator
 
 import pytest
 import torch
-from task_recipes import GPT2, LLAMA, make_recipe
+from task_recipes import GPT2, LLAMA
+from task_recipes import make_recipe as make_task_recipe
 
 from kvshift.tasks.task import IGNORED
-from kvshift.training.graphed import WARM_UP, Cuda, GraphedStep, can_be_graphed, take_whole_rows
+from kvshift.training import read_record, run
+from kvshift.training.graphed import (
+    VARIABLE,
+    WARM_UP,
+    WHOLE_ROWS,
+    Cuda,
+    GraphedPass,
+    GraphedStep,
+    can_be_graphed,
+    take_whole_rows,
+)
 from kvshift.training.task_data import Lesson, lessons, make_lesson
 from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel
+from kvshift.training.trainer import RunTrainer
 
 
 class Recorder(Cuda):
@@ -32,7 +44,21 @@ class Recorder(Cuda):
             self.replayed += 1
             work()
 
-        return replay
+        return (), replay
+
+
+class MakingRecorder(Recorder):
+    """For work that makes tensors: before the first replay they hold nothing, and they stay the same."""
+
+    def record(self, work):
+        made = tuple(each if each is None else torch.full_like(each, torch.nan) for each in work())
+
+        def again() -> None:
+            for mine, new in zip(made, work(), strict=True):
+                if mine is not None:
+                    mine.copy_(new)
+
+        return made, super().record(again)[1]
 
 
 def _lesson(asked: int) -> Lesson:
@@ -89,8 +115,8 @@ def _trained(recipe: TaskRecipe, graphed: bool) -> TaskModel:
 
 @pytest.mark.parametrize("shift", [None, {"init": "paper"}])
 def test_it_learns_what_plain_steps_learn(shift) -> None:
-    recipe = make_recipe(shift=shift, steps=9, warmup_steps=5)
-    counts = {len(make_lesson(make_recipe().made_task.batch(i, 4)).asked) for i in range(9)}
+    recipe = make_task_recipe(shift=shift, steps=9, warmup_steps=5)
+    counts = {len(make_lesson(make_task_recipe().made_task.batch(i, 4)).asked) for i in range(9)}
     assert len(counts) > 3
     plain, graphed = (_trained(recipe, each) for each in (False, True))
     assert graphed.take_loss() == pytest.approx(plain.take_loss(), rel=1e-6)
@@ -101,7 +127,7 @@ def test_it_learns_what_plain_steps_learn(shift) -> None:
 @pytest.mark.parametrize("shift", [None, {"init": "paper"}])
 @pytest.mark.parametrize("model", [LLAMA, GPT2])
 def test_whole_rows_are_attended_to_as_before(model, shift) -> None:
-    one, other = (TaskModel(make_recipe(model=model, shift=shift)) for _ in range(2))
+    one, other = (TaskModel(make_task_recipe(model=model, shift=shift)) for _ in range(2))
     assert can_be_graphed(other.model)
     take_whole_rows(other.model)
     lesson = make_lesson(one.task.test(0, 3))
@@ -117,12 +143,12 @@ def test_whole_rows_are_attended_to_as_before(model, shift) -> None:
     ],
 )
 def test_models_that_do_not_attend_to_all_before_are_not_graphed(changes) -> None:
-    assert not can_be_graphed(TaskModel(make_recipe(model={**LLAMA, **changes})).model)
+    assert not can_be_graphed(TaskModel(make_task_recipe(model={**LLAMA, **changes})).model)
 
 
 def test_after_loading_nothing_recorded_is_replayed(tmp_path) -> None:
     """Loading gives the optimizer other tensors."""
-    model, device = _trained(make_recipe(), graphed=True), Recorder()
+    model, device = _trained(make_task_recipe(), graphed=True), Recorder()
     model._step = GraphedStep(model._learn_from, device)
     steps = list(lessons(model.task, 4, 0, 2 * WARM_UP + 2, model.device, workers=0))
     for lesson in steps[: WARM_UP + 1]:
@@ -132,3 +158,85 @@ def test_after_loading_nothing_recorded_is_replayed(tmp_path) -> None:
     for lesson in steps[WARM_UP + 1 :]:
         model.learn(lesson, 0)
     assert (device.warmed, device.recorded) == (2 * WARM_UP, 2)
+
+
+def test_the_environment_forbids_it(monkeypatch) -> None:
+    model = TaskModel(make_task_recipe()).model
+    assert can_be_graphed(model)
+    monkeypatch.setenv(VARIABLE, "0")
+    assert not can_be_graphed(model)
+
+
+def test_dropout_forbids_it() -> None:
+    """A replay would draw nothing new."""
+    model = TaskModel(make_task_recipe(model=LLAMA)).model
+    model.config.attention_dropout = 0.1
+    assert not can_be_graphed(model)
+
+
+# Texts
+
+
+@pytest.fixture
+def graphed(monkeypatch):
+    """From its call on text runs have the stand-in; returns one for each run, and by which attention batches
+    with positions, and without, were read."""
+    original, devices, attended = RunTrainer.__init__, [], set()
+
+    def __init__(self, *args, **kwargs) -> None:
+        original(self, *args, **kwargs)
+        assert self.graphed is None  # on a CPU
+        devices.append(MakingRecorder())
+
+        def work(batch, count):
+            attended.add(("position_ids" in batch, self.model.config._attn_implementation))
+            assert all(parameter.grad is None for parameter in self.model.parameters())
+            return self._forward_and_backward(batch, count)
+
+        self.graphed = GraphedPass(work, self.model, devices[-1])
+
+    def begin():
+        monkeypatch.setattr(RunTrainer, "__init__", __init__)
+        return devices, attended
+
+    return begin
+
+
+@pytest.mark.parametrize("shift", [None, {"init": "paper"}])
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+def test_a_text_is_learned_as_without_graphs(model, shift, make_recipe, tmp_path, graphed) -> None:
+    recipe = make_recipe(model=model, shift=shift, sequence_length=64, batch_size=1, tokens=40 * 64)
+    plain = run(recipe, tmp_path / "plain")
+    devices, attended = graphed()
+    found = run(recipe, tmp_path / "graphed")
+    assert [device.recorded for device in devices] == [2]
+    assert [device.replayed for device in devices] == [40]
+    # The stand-in replays Python, which finds the model as it was before it was recorded.
+    assert attended == {(True, "sdpa"), (False, WHOLE_ROWS), (False, "sdpa")}
+    assert [point.loss for point in found.steps] == [point.loss for point in plain.steps]
+    assert found.evaluations[-1].nats_per_token == plain.evaluations[-1].nats_per_token
+    assert found.steps[-1].loss < found.steps[0].loss
+
+
+def test_a_graphed_text_run_goes_on_after_an_interruption(
+    make_recipe, tmp_path, graphed, monkeypatch
+) -> None:
+    recipe = make_recipe(sequence_length=64, batch_size=1, tokens=40 * 64)
+    devices, _ = graphed()
+    whole, original = run(recipe, tmp_path / "whole"), RunTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 25:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunTrainer, "training_step", training_step)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
+    assert read_record(tmp_path / "run").status == "unfinished"
+    resumed = run(recipe, tmp_path / "run")
+    assert [device.replayed for device in devices] == [40, 25, 15]
+    assert {device.recorded for device in devices} == {2}
+    assert [point.loss for point in resumed.steps] == [point.loss for point in whole.steps]
+    assert resumed.evaluations[-1].nats_per_token == whole.evaluations[-1].nats_per_token

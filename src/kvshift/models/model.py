@@ -234,7 +234,8 @@ class ShiftedBase(ShiftedModel):
         cache: Cache | None,
         shape: tuple[int, int],
     ) -> bool | None:
-        """Whether documents follow one another in a row; None: in a compiled graph, which cannot be asked."""
+        """Whether documents follow one another in a row; None: in a graph that is compiled or recorded, which
+        cannot be asked."""
         batch, time = shape
         seq_idx, offsets = given.get("seq_idx"), given.get("cu_seq_lens_q")
         places = [each for each in (position_ids, seq_idx, offsets) if each is not None]

@@ -33,8 +33,9 @@ def mixing(family: Family) -> UnsupportedModelError:
     )
 
 
-def divided(starts: Tensor | None, real: Tensor | None) -> bool:
-    """Whether a document begins right after another. Waits for the device.
+def divided(starts: Tensor | None, real: Tensor | None) -> bool | None:
+    """Whether a document begins right after another. Waits for the device; None: it records a CUDA graph,
+    and cannot be asked.
 
     Args:
         starts: `(batch, time)` bool, see `Boundaries`.
@@ -45,6 +46,8 @@ def divided(starts: Tensor | None, real: Tensor | None) -> bool:
     begins = starts[:, 1:]
     if real is not None:
         begins = begins & real[:, 1:] & real[:, :-1]
+    if begins.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
     return bool(begins.any())
 
 

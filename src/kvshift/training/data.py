@@ -20,6 +20,8 @@ IGNORED = -100  # the target of a token whose successor belongs to another docum
 class TrainingWindows(Dataset[Batch]):
     """The run's windows in the order they are learned from: item i depends on the seed and on i alone.
 
+    A batch has `position_ids` only if some document begins inside a row. Nobody need ask the device then.
+
     Every epoch is a permutation of all windows, so continuing a run only means to skip.
     """
 
@@ -45,7 +47,10 @@ class TrainingWindows(Dataset[Batch]):
 
     def __getitems__(self, items: list[int]) -> Batch:
         """The batch of these items; torch's loader asks for a whole batch at once."""
-        return make_batch(self._store, [self.window_index(item) for item in items], self._length)
+        batch = make_batch(self._store, [self.window_index(item) for item in items], self._length)
+        if bool((batch["position_ids"].diff(dim=1) == 1).all()):
+            del batch["position_ids"]
+        return batch
 
 
 def make_batch(store: TokenStore, windows: list[int], length: int) -> Batch:

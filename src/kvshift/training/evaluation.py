@@ -31,7 +31,8 @@ def token_losses(
     model: Callable[..., Any], batch: Batch, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 ) -> Tensor:
     """`loss`, which may be a compiled `cross_entropy`, of what the model predicts for the batch."""
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    positions = batch.get("position_ids")
+    logits = model(input_ids=batch["input_ids"], position_ids=positions, use_cache=False).logits
     return loss(logits, batch["labels"])
 
 

@@ -1,23 +1,30 @@
-"""A training step as one CUDA graph: a small model's hundreds of kernels are launched at once.
+"""A training step as CUDA graphs: a small model's hundreds of kernels are launched at once.
 
 A step of 128 channels computes for a millisecond, and the host takes many times that to launch it. Recorded
 once, it is replayed on other numbers in the same tensors: nothing in it may wait for the device or change
-its shape.
+its shape. Of a toy task the whole step is one graph (`GraphedStep`); of a text, whose optimizer is the
+Trainer's, forward and backward are (`GraphedPass`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvshift.models.families import unshifted_type
-from kvshift.training.data import IGNORED
+from kvshift.training.data import IGNORED, Batch
+from kvshift.training.model import dropout
 from kvshift.training.task_data import Lesson
 
+VARIABLE = "KVSHIFT_CUDA_GRAPHS"
+"""0 in the environment: every kernel is launched by itself, for a GPU on which recording makes trouble."""
 WARM_UP = 3
 """Steps done one kernel at a time first: layers are compiled, and the optimizer makes its state."""
 ROOM = 1.1  # for lessons that ask more than those of the warm-up did
@@ -34,7 +41,12 @@ Step = Callable[[Lesson], None]
 
 def can_be_graphed(model: Any) -> bool:
     """Whether a step of this model is known to be the same when it is replayed; others go on unrecorded."""
-    return unshifted_type(model.config) in KNOWN and model.config._attn_implementation == "sdpa"
+    return (
+        os.environ.get(VARIABLE, "1") != "0"
+        and unshifted_type(model.config) in KNOWN
+        and model.config._attn_implementation == "sdpa"
+        and dropout(model.config) is None
+    )
 
 
 def take_whole_rows(model: Any) -> None:
@@ -42,10 +54,28 @@ def take_whole_rows(model: Any) -> None:
     model.set_attn_implementation(WHOLE_ROWS)
 
 
-class Cuda:
-    """How steps are warmed up and recorded. A test on a CPU has another."""
+@contextlib.contextmanager
+def whole_rows(model: Any) -> Iterator[None]:
+    """`take_whole_rows`, inside alone."""
+    before = model.config._attn_implementation
+    take_whole_rows(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
-    def warm_up(self, work: Callable[[], None]) -> None:
+
+Made = tuple[Tensor | None, ...]
+"""What recorded work leaves: the same tensors after every replay, with other numbers in them."""
+
+
+class Cuda:
+    """How work is warmed up and recorded. A test on a CPU has another."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None  # of memory, one for all recordings: they are never replayed side by side
+
+    def warm_up(self, work: Callable[[], object]) -> None:
         """Does it on a stream of its own, as what is recorded later will be."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -53,13 +83,15 @@ class Cuda:
             work()
         torch.cuda.current_stream().wait_stream(side)
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Records it without doing it; what is returned does it."""
+    def record(self, work: Callable[[], Made]) -> tuple[Made, Callable[[], None]]:
+        """Records it without doing it. Returns what it makes, and what does it."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Not "global": a data loader's thread allocates pinned memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            made = work()
+        return made, graph.replay
 
 
 class GraphedStep:
@@ -93,12 +125,16 @@ class GraphedStep:
             return
         if self._replay is None:
             self._lesson = _room(lesson, min(int(self._most * ROOM) + 1, lesson.inputs.numel()))
-            self._replay = self._device.record(lambda: self._step(self._lesson))
+            _, self._replay = self._device.record(self._recorded)
         if count > len(self._lesson.asked):
             self._step(lesson)
         else:
             _fill(self._lesson, lesson)
             self._replay()
+
+    def _recorded(self) -> Made:
+        self._step(self._lesson)
+        return ()
 
 
 def _room(like: Lesson, asked: int) -> Lesson:
@@ -114,3 +150,68 @@ def _fill(room: Lesson, lesson: Lesson) -> None:
     room.asked[:count].copy_(lesson.asked)
     room.answers[:count].copy_(lesson.answers)
     room.answers[count:].fill_(IGNORED)
+
+
+class _Recording(NamedTuple):
+    batch: Batch
+    tokens: Tensor
+    loss: Tensor
+    gradients: Sequence[Tensor | None]
+    replay: Callable[[], None]
+
+
+class GraphedPass:
+    """Forward and backward of a text's batches, recorded once for each form that a batch may have.
+
+    Args:
+        work: takes a batch on the device and a scalar, over how many tokens the loss is a mean; leaves
+            gradients, and returns the loss. It never waits for the device.
+        model: whose work it is; of `can_be_graphed`. A batch without `position_ids` has one document a row.
+        device: how to record; `Cuda()` on a GPU.
+    """
+
+    def __init__(self, work: Callable[[Batch, Tensor], Tensor], model: Any, device: Cuda) -> None:
+        self._work, self._model, self._device = work, model, device
+        self._parameters: list[nn.Parameter] = list(model.parameters())
+        self._recordings: dict[tuple[tuple[str, torch.Size], ...], _Recording] = {}
+
+    def knows(self, batch: Batch) -> bool:
+        """Whether a batch of this form is recorded."""
+        return _form(batch) in self._recordings
+
+    def record(self, batch: Batch, tokens: Tensor) -> None:
+        """Records batches of this form. The warm-up works on this one and throws its gradients away."""
+        batch, tokens = {name: x.clone() for name, x in batch.items()}, tokens.clone()
+
+        def work() -> Made:
+            loss = self._work(batch, tokens)
+            return loss, *self._take_gradients()
+
+        with contextlib.nullcontext() if "position_ids" in batch else whole_rows(self._model):
+            for _ in range(WARM_UP):
+                self._device.warm_up(work)
+            (loss, *gradients), replay = self._device.record(work)
+        assert loss is not None
+        self._recordings[_form(batch)] = _Recording(batch, tokens, loss, gradients, replay)
+
+    def __call__(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """Forward and backward, for parameters without gradients. Returns the loss, which the next call
+        overwrites, as it does the gradients."""
+        recording = self._recordings[_form(batch)]
+        for name, x in recording.batch.items():
+            x.copy_(batch[name], non_blocking=True)
+        recording.tokens.copy_(tokens, non_blocking=True)
+        recording.replay()
+        for parameter, gradient in zip(self._parameters, recording.gradients, strict=True):
+            parameter.grad = gradient
+        return recording.loss
+
+    def _take_gradients(self) -> list[Tensor | None]:
+        gradients = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        return gradients
+
+
+def _form(batch: Batch) -> tuple[tuple[str, torch.Size], ...]:
+    return tuple((name, x.shape) for name, x in batch.items())

@@ -16,6 +16,7 @@ from kvshift.tasks.text import TextData
 from kvshift.training.recipe import Recipe
 
 _TAPS_STREAM = 2**32  # added to the recipe's seed: the taps' draw has nothing in common with the weights'
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
 _NOT_ARCHITECTURE = {  # in a downloaded config.json, and nothing a model trained from scratch may obey
     "_name_or_path",
     "architectures",
@@ -103,6 +104,11 @@ def parameter_groups(model: nn.Module, recipe: Learner) -> list[dict[str, Any]]:
         for name, params, decay, lr in groups
         if params
     ]
+
+
+def dropout(config: Any) -> str | None:
+    """The first setting of the configuration by which the model drops something at random; None: nothing."""
+    return next((name for name in _DROPOUTS if getattr(config, name, 0)), None)
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ from kvshift.tasks.task import IGNORED, Batch, Scores, merge
 from kvshift.training import checkpoint
 from kvshift.training.derivations import write_derivations
 from kvshift.training.graphed import Cuda, GraphedStep, can_be_graphed, take_whole_rows
-from kvshift.training.model import compile_layers, draw_model, parameter_groups, tap_parameters
+from kvshift.training.model import compile_layers, draw_model, dropout, parameter_groups, tap_parameters
 from kvshift.training.record import (
     RECIPE_FILE,
     RECORD_FILE,
@@ -43,7 +43,6 @@ from kvshift.training.task_recipe import TaskRecipe
 
 CHECKPOINT_SECONDS = 60.0
 _NONE = -1  # what is predicted where nothing is asked
-_DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,11 @@ class TaskModel:
             raise UsageError("device is 'cuda', but PyTorch sees no CUDA GPU here; take 'cpu'.")
         self.device = torch.device(recipe.device)
         self.model: Any = draw_model(recipe, self.task.vocab_size).to(self.device)
-        for name in _DROPOUTS:
-            if getattr(self.model.config, name, 0):
-                raise UsageError(
-                    f"The model's {name} is {getattr(self.model.config, name)}; expected 0: nothing random "
-                    "happens in these runs after the first weights, so that they can go on exactly."
-                )
+        if random := dropout(self.model.config):
+            raise UsageError(
+                f"The model's {random} is {getattr(self.model.config, random)}; expected 0: nothing random "
+                "happens in these runs after the first weights, so that they can go on exactly."
+            )
         if recipe.logits == "final_norm" and self.model.config.hidden_size < self.task.vocab_size:
             raise UsageError(
                 f"logits is 'final_norm' and the hidden size {self.model.config.hidden_size}; expected at "

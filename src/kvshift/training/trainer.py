@@ -24,6 +24,7 @@ from kvshift.training import checkpoint
 from kvshift.training.cores import usable_cores
 from kvshift.training.data import IGNORED, Batch, EvaluationWindows, TrainingWindows
 from kvshift.training.evaluation import cross_entropy, evaluate, token_losses
+from kvshift.training.graphed import Cuda, GraphedPass, can_be_graphed
 from kvshift.training.meters import Clock
 from kvshift.training.model import build_model, compile_layers, parameter_groups
 from kvshift.training.recipe import Recipe
@@ -47,6 +48,7 @@ class RunTrainer(Trainer):
             `take_loss`.
         extra_state: what `run.json` in a checkpoint shall hold, asked for at each checkpoint.
         between: called after each batch of an evaluation.
+        graphed: forward and backward as CUDA graphs; None where every kernel is launched by itself.
     """
 
     model: Any
@@ -79,6 +81,9 @@ class RunTrainer(Trainer):
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=arguments.device)
         self.extra_state: Callable[[], dict[str, Any]] = dict
         self.between: Callable[[], None] = lambda: None
+        self.graphed: GraphedPass | None = None
+        if arguments.device.type == "cuda" and micro == recipe.batch_size and can_be_graphed(self.model):
+            self.graphed = GraphedPass(self._forward_and_backward, self.model, Cuda())
 
     # Loss and data
 
@@ -97,9 +102,19 @@ class RunTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward; the loss is added up on the device."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.graphed is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            assert isinstance(num_items_in_batch, Tensor)
+            if not self.graphed.knows(inputs):
+                with self.clock.paused():
+                    self.graphed.record(self._prepare_inputs(inputs), num_items_in_batch)
+            loss = self.graphed(inputs, num_items_in_batch)
         self.loss_sum += loss
         return loss
+
+    def _forward_and_backward(self, batch: Batch, count: Tensor) -> Tensor:
+        return super().training_step(self.model_wrapped, batch, count)
 
     def take_loss(self) -> float:
         """The losses added up since the last call."""
@@ -108,15 +123,18 @@ class RunTrainer(Trainer):
         return total
 
     def warm_up(self) -> None:
-        """One forward and backward pass whose gradient is thrown away: what is compiled and set up at first
-        use on a GPU is start-up, not training."""
+        """Forward and backward passes whose gradient is thrown away: what is compiled, recorded and set up at
+        first use on a GPU is start-up, not training."""
         micro = self.args.per_device_train_batch_size
         batch = self._prepare_inputs(self.train_dataset.__getitems__(list(range(micro))))
+        count = self._get_num_items_in_batch([batch], self.args.device)
+        assert count is not None
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
-        super().training_step(
-            self.model_wrapped, batch, self._get_num_items_in_batch([batch], self.args.device)
-        )
-        self.model_wrapped.zero_grad()
+        if self.graphed is not None:
+            self.graphed.record(batch, count)
+        else:
+            self._forward_and_backward(batch, count)
+            self.model_wrapped.zero_grad()
         torch.set_rng_state(before[0])
         torch.cuda.set_rng_state(before[1])
 
