@@ -52,7 +52,7 @@ def main() -> None:
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU; --cpu tries the benchmark itself.")
     where = "CPU" if chosen.cpu else torch.cuda.get_device_name()
-    data = prepare(TextRequest(max_bytes=4_000_000 if chosen.cpu else None))
+    data = prepare(TextRequest(max_bytes=4_000_000) if chosen.cpu else TextRequest())
     print(f"Commit {commit()}, {where}, {len(usable_cores())} cores, PyTorch {torch.__version__}\n")
     print("| model | kernel by kernel | recorded | compiled, kernel by kernel | compiled, recorded |")
     print("| --- | --- | --- | --- | --- |", flush=True)
