@@ -326,6 +326,29 @@ def test_a_sound_design_warns_of_little(make_pilot_from_gains):
     assert [warning.key for warning in warnings] == ["few_tokens", "timed_on_a_cpu"]
 
 
+@pytest.mark.parametrize(
+    ("device", "compiled", "said"),
+    [
+        ("CPU, 2 threads", False, ["timed_on_a_cpu"]),
+        ("NVIDIA H200", False, ["timed_uncompiled"]),
+        ("NVIDIA H200", True, []),
+    ],
+)
+def test_what_a_speed_was_measured_on_is_mentioned(make_pilot_from_gains, device, compiled, said):
+    pilot = make_pilot_from_gains(GAINS)
+    for run in pilot.plan.runs:
+        pilot.change(run.name, device=device)
+    runs = [
+        run.model_copy(update={"recipe": run.recipe.model_copy(update={"compile": compiled})})
+        for run in pilot.plan.runs
+    ]
+    pilot.plan = pilot.plan.model_copy(update={"runs": tuple(runs)})
+    keys = [warning.key for warning in pilot.results().warnings]
+    assert [key for key in keys if key.startswith("timed")] == said
+    pilot.plan = pilot.plan.model_copy(update={"arms": (VANILLA, VANILLA)})
+    assert "timed_uncompiled" not in {warning.key for warning in pilot.results().warnings}
+
+
 def test_warnings_of_the_plan_come_first_and_once(make_pilot_from_gains):
     pilot = make_pilot_from_gains(GAINS)
     pilot.plan = pilot.plan.model_copy(update={"warnings": (note("one_size"), note("one_size"))})

@@ -102,6 +102,8 @@ def _timing(pairs: Pairs, by_size: list[SizeResult]) -> list[Note]:
     devices = [run.device for pair in pairs for run in (pair.baseline, pair.candidate) if run is not None]
     if any(device.upper().startswith("CPU") for device in devices):
         found.append(note("timed_on_a_cpu"))
+    elif devices and pairs.plan.arms[1].shift and not any(run.recipe.compile for run in pairs.plan.runs):
+        found.append(note("timed_uncompiled"))
     for result in by_size:
         ratio = result.throughput_ratio
         if ratio and ratio.low is not None and ratio.high is not None and ratio.high - ratio.low > WIDE_RATIO:
