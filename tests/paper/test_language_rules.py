@@ -262,6 +262,35 @@ def test_structures_are_judged_at_the_default_rate() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", ["small", "gpu"])
+def test_queries_too(scale: Scale) -> None:
+    def losses(kv: float, qkv: float, shake: float = 0.0) -> Loss:
+        def loss(settings: Settings) -> float:
+            if settings["shift"] is None:
+                return 4.0
+            return qkv + shake * settings["seed"] if settings["shift"]["shift_queries"] else kv
+
+        return loss
+
+    assert verdict("queries", losses(3.9, 3.8), scale=scale) == "reproduced"
+    assert verdict("queries", losses(3.8, 3.9), scale=scale) == "not"
+    assert verdict("queries", losses(3.8, 3.75, shake=0.05), scale=scale) == "undecided"
+    found = EXPERIMENTS["queries"].judge(made_up("queries", losses(3.9, 3.75), scale=scale))
+    assert "over KV shift, nats a token: 0.150" in found.ours
+    assert "KV shift 0.100" in found.finding
+    assert "queries too 0.250" in found.finding
+
+
+def test_queries_too_are_asked_of_the_default() -> None:
+    for scale, runs in EXPERIMENTS["queries"].runs.items():
+        for settings in (run.settings for run in runs if run.settings["shift"]):
+            shift = KVShiftConfig.from_dict(settings["shift"])
+            default = KVShiftConfig(shift_queries=shift.shift_queries)
+            assert shift.init == default.init, scale
+            rate = settings["learning_rate"]
+            assert shift.learning_rate(rate) == pytest.approx(default.learning_rate(rate))
+
+
 def test_travel() -> None:
     def moved(by: float) -> str:
         found = made_up("travel", by_shift(4.0, 3.9, lr_multiplier=3.8, init=3.8), taps=[[0.9, 0.1]] * 2)
@@ -352,7 +381,8 @@ def test_the_seeds_that_are_left_do_not_decide_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10", "structures", "tap_rate"]
+    "name",
+    ["fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10", "structures", "queries", "tap_rate"],
 )
 def test_a_diverged_run_is_drawn_and_judged(name: str) -> None:
     found = made_up(name, lambda settings: None if settings["seed"] == 0 and settings["shift"] else 4.0)

@@ -81,7 +81,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         says = ". Vanilla's mean loss does not fall from size to size, so its line says little"
     return Judgement(
         verdict=verdict,
-        ours="gain, nats a token: " + "; ".join(f"{size / 1e6:.3g}M: {each}" for size, each in found.items()),
+        ours="gain, nats a token: " + "; ".join(f"{_millions(size)}: {each}" for size, each in found.items()),
         finding=f"A factor e in parameters is worth {-slopes['vanilla']:.3f} nats to vanilla and "
         f"{-slopes['kv']:.3f} to KV shift at the same tokens{says}.",
     )
@@ -89,7 +89,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     """Losses by parameters with the line through each arm's (figure 7), and gains by size (figure 6)."""
-    gains = {f"{size / 1e6:.3g}M": values for size, values in _gains(measurements).items()}
+    by_size = _gains(measurements)
+    gains = {_millions(size): values for size, values in by_size.items()}
     arms = Arms(measurements, NAMED).by_name
 
     def painter(figure: Figure) -> None:
@@ -97,6 +98,8 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
         for name, colour in (("vanilla", "C1"), ("kv", "C0")):
             _losses(losses, arms[name], "KV shift" if name == "kv" else name, colour)
         losses.set(xscale="log", xlabel="parameters", ylabel="validation loss, nats a token")
+        losses.set_xticks(list(by_size), list(gains))
+        losses.minorticks_off()  # their labels, powers of ten, would overlap
         losses.set_title("Loss and its fit by parameters")
         losses.grid(alpha=0.3)
         losses.legend(fontsize=7.5)
@@ -104,6 +107,10 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
         gained.set(title="Gain by parameters", xlabel="gain over vanilla, nats a token")
 
     return paint(kind, 8.4, 3.4, painter)
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.3g}M"
 
 
 def _losses(axes: Any, runs: Sequence[Trained], label: str, colour: str) -> None:
