@@ -70,6 +70,12 @@ def test_divided_looks_at_tokens_alone() -> None:
     assert not divided(None, None)
 
 
+def test_divided_cannot_be_asked_while_a_graph_is_recorded(monkeypatch) -> None:
+    monkeypatch.setattr("kvshift.models.packing._is_recorded", lambda x: True)
+    assert divided(torch.tensor([[True, False, True]]), None) is None
+    assert divided(None, None) is False
+
+
 FORMS = {
     "seq_idx": {"seq_idx": torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]], dtype=torch.int32)},
     "cu_seq_lens": {"cu_seq_lens_q": torch.tensor([0, 4, 9], dtype=torch.int32)},
@@ -95,6 +101,24 @@ def test_documents_are_as_alone(family, shifted, tokens, form, compiled) -> None
     found = run(batch, **FORMS[form])
     assert (found.logits - alone).abs().max() < 1e-4
     assert found.past_key_values is None  # documents of one row cannot be continued
+
+
+@pytest.mark.parametrize("form", [*FORMS, "positions"])
+@torch.no_grad()
+def test_documents_are_as_alone_where_nobody_can_ask(family, shifted, tokens, form, monkeypatch) -> None:
+    """While a CUDA graph is recorded. What could be wrong silently is refused."""
+    model, batch = shifted(family), tokens(1, 9)
+    alone = torch.cat([model(part, use_cache=False).logits for part in (batch[:, :4], batch[:, 4:])], 1)
+    monkeypatch.setattr("kvshift.models.packing._is_recorded", lambda x: True)
+    given = {**FORMS, "positions": {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])}}[form]
+    found = model(batch, **given)
+    assert (found.logits - alone).abs().max() < 1e-4
+    assert found.past_key_values is None
+    with pytest.raises(UnsupportedModelError, match="or may where a CUDA graph is recorded"):
+        model(batch, position_ids=torch.arange(9)[None], use_cache=True)
+    monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
+    with pytest.raises(UnsupportedModelError, match="in one row only"):
+        model(batch.expand(2, -1), position_ids=torch.arange(9)[None])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -94,6 +94,11 @@ def test_a_graphed_step_learns_what_a_plain_one_learns(model, shift, tmp_path):
         assert mine.dim() < 2 or (mine - theirs).norm() < 0.05 * theirs.norm() + 0.02
     evaluated, expected = (each.evaluate()["determined"] for each in both)
     assert abs(evaluated.correct - expected.correct) <= 0.05 * expected.total
+    graphed.save(tmp_path, {})
+    graphed.load(tmp_path)  # which records anew
+    for step, lesson in enumerate(lessons(graphed.task, 8, 0, 5, graphed.device, workers=1)):
+        graphed.learn(lesson, step)
+    assert graphed._step._replay is not None
     record = train_task(recipe, tmp_path / "whole", checkpoint_seconds=0)
     assert [point.step for point in record.points] == [4, 8, 12]
 
@@ -105,8 +110,8 @@ def text_recipe(make_recipe):
     def make(**changes):
         return make_recipe(
             device="cuda",
-            sequence_length=64,
-            batch_size=1,
+            sequence_length=32,
+            batch_size=2,
             tokens=40 * 64,
             learning_rate=1e-3,
             **{"precision": "float32", **changes},
@@ -122,12 +127,12 @@ def test_recorded_passes_leave_the_gradients_of_plain_ones(model, shift, compile
     recipe = text_recipe(model=model, shift=shift, compile=compiled)
     trainer = RunTrainer(recipe, TextData.open(recipe.data), tmp_path, TrainerCallback())
     assert trainer.graphed is not None
-    forms, parameters = set(), list(trainer.model.parameters())
+    counts, parameters = {True: set(), False: set()}, list(trainer.model.parameters())
     trainer.clock.start(0)
-    for item in range(24):
-        batch = trainer._prepare_inputs(trainer.train_dataset[item])
+    for item in range(0, 80, 2):
+        batch = trainer._prepare_inputs(trainer.train_dataset.__getitems__([item, item + 1]))
         count = trainer._get_num_items_in_batch([batch], trainer.args.device)
-        forms.add("position_ids" in batch)
+        counts["position_ids" in batch].add(int(count))
         recorded = trainer.training_step(trainer.model, batch, count).item()
         found = [parameter.grad.clone() for parameter in parameters]
         trainer.model.zero_grad()
@@ -137,7 +142,8 @@ def test_recorded_passes_leave_the_gradients_of_plain_ones(model, shift, compile
             difference = (gradient - parameter.grad).norm()
             assert difference <= 5e-3 * parameter.grad.norm() + 1e-6
         trainer.model.zero_grad()
-    assert forms == {True, False}
+    assert counts[True]
+    assert counts[False] == {63, 64}
 
 
 @pytest.mark.parametrize("shift", [None, {"init": "paper"}])
@@ -146,6 +152,8 @@ def test_a_graphed_text_run_learns_what_a_plain_one_learns(shift, text_recipe, t
     graphed = run(recipe, tmp_path / "graphed")
     monkeypatch.setenv(VARIABLE, "0")
     plain = run(recipe, tmp_path / "plain")
+    assert (graphed.extra["cuda_graphs"], plain.extra["cuda_graphs"]) == (True, False)
+    assert graphed.peak_memory_bytes == pytest.approx(plain.peak_memory_bytes, rel=0.3)
     assert [point.loss for point in graphed.steps] == pytest.approx(
         [point.loss for point in plain.steps], abs=1e-2
     )
@@ -167,4 +175,5 @@ def test_a_graphed_text_run_goes_on_after_an_interruption(text_recipe, tmp_path,
             run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
     assert read_record(tmp_path / "run").status == "unfinished"
     resumed, whole = run(recipe, tmp_path / "run"), run(recipe, tmp_path / "whole")
+    assert resumed.extra["cuda_graphs"]
     assert resumed.final_loss == pytest.approx(whole.final_loss, abs=1e-2)

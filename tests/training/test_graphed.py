@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from task_recipes import GPT2, LLAMA
 from task_recipes import make_recipe as make_task_recipe
+from transformers import TrainerCallback
 
 from kvshift.tasks.task import IGNORED
+from kvshift.tasks.text import TextData
 from kvshift.training import read_record, run
 from kvshift.training.graphed import (
     VARIABLE,
@@ -21,16 +26,21 @@ from kvshift.training.graphed import (
     can_be_graphed,
     take_whole_rows,
 )
+from kvshift.training.meters import Clock
+from kvshift.training.model import build_model
 from kvshift.training.task_data import Lesson, lessons, make_lesson
 from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel
-from kvshift.training.trainer import RunTrainer
+from kvshift.training.trainer import RunTrainer, is_graphed
+
+ONE = torch.ones(())
 
 
 class Recorder(Cuda):
     """Counts. Like CUDA's it records without doing, and what it recorded reads the same tensors each time."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.warmed = self.recorded = self.replayed = 0
 
     def warm_up(self, work) -> None:
@@ -50,13 +60,17 @@ class Recorder(Cuda):
 class MakingRecorder(Recorder):
     """For work that makes tensors: before the first replay they hold nothing, and they stay the same."""
 
+    replaying = False
+
     def record(self, work):
         made = tuple(each if each is None else torch.full_like(each, torch.nan) for each in work())
 
         def again() -> None:
+            self.replaying = True
             for mine, new in zip(made, work(), strict=True):
                 if mine is not None:
                     mine.copy_(new)
+            self.replaying = False
 
         return made, super().record(again)[1]
 
@@ -140,6 +154,7 @@ def test_whole_rows_are_attended_to_as_before(model, shift) -> None:
         {"model_type": "mistral", "sliding_window": 4},
         {"model_type": "gemma2", "head_dim": 8},
         {"attn_implementation": "eager"},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     ],
 )
 def test_models_that_do_not_attend_to_all_before_are_not_graphed(changes) -> None:
@@ -160,6 +175,47 @@ def test_after_loading_nothing_recorded_is_replayed(tmp_path) -> None:
     assert (device.warmed, device.recorded) == (2 * WARM_UP, 2)
 
 
+def test_recording_is_for_a_gpu_and_whole_batches(make_recipe) -> None:
+    recipe = make_recipe(batch_size=4)
+    model, gpu = build_model(recipe), torch.device("cuda", 0)
+    assert is_graphed(recipe, model, gpu)
+    assert is_graphed(recipe.model_copy(update={"micro_batch_size": 4}), model, gpu)
+    assert not is_graphed(recipe.model_copy(update={"micro_batch_size": 2}), model, gpu)
+    assert not is_graphed(recipe, model, torch.device("cpu"))
+
+
+def test_the_warm_up_meets_both_forms(make_recipe, tmp_path) -> None:
+    """What only the run met would be compiled, or recorded, in the middle of it."""
+    recipe = make_recipe(sequence_length=32, batch_size=2, tokens=60 * 64)
+    trainer = RunTrainer(recipe, TextData.open(recipe.data), tmp_path, TrainerCallback())
+    packed = ["position_ids" in trainer.train_dataset.__getitems__([i, i + 1]) for i in range(0, 80, 2)]
+    first, other = trainer._forms()
+    assert "position_ids" not in first
+    assert packed[0] is False
+    found = trainer.train_dataset.__getitems__([2 * packed.index(True), 2 * packed.index(True) + 1])
+    assert torch.equal(other["position_ids"], found["position_ids"])
+    alone = make_recipe(sequence_length=32, batch_size=2, tokens=packed.index(True) * 64)
+    assert len(RunTrainer(alone, TextData.open(recipe.data), tmp_path, TrainerCallback())._forms()) == 1
+
+
+def test_a_pass_does_not_add_to_gradients() -> None:
+    model = torch.nn.Linear(2, 1)
+
+    def work(batch, count):
+        loss = model(batch["x"]).sum() / count
+        loss.backward()
+        return loss.detach()
+
+    graphed, batch = GraphedPass(work, model, MakingRecorder()), {"x": torch.ones(3, 2), "position_ids": ONE}
+    assert not graphed.knows(batch)
+    graphed.record(batch, ONE)
+    assert graphed.knows(batch)
+    assert graphed(batch, 2 * ONE) == pytest.approx(model(batch["x"]).sum().item() / 2)
+    assert model.weight.grad.tolist() == [[1.5, 1.5]]
+    with pytest.raises(RuntimeError, match="does not add to gradients"):
+        graphed(batch, ONE)
+
+
 def test_the_environment_forbids_it(monkeypatch) -> None:
     model = TaskModel(make_task_recipe()).model
     assert can_be_graphed(model)
@@ -177,27 +233,48 @@ def test_dropout_forbids_it() -> None:
 # Texts
 
 
+@dataclass
+class Seen:
+    """What text runs gave the stand-in: one of it for each run, by which attention batches with positions and
+    without were read, and over how many tokens each form's losses were means."""
+
+    devices: list[MakingRecorder] = field(default_factory=list)
+    attended: set[tuple[bool, str]] = field(default_factory=set)
+    counts: dict[bool, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+
 @pytest.fixture
 def graphed(monkeypatch):
-    """From its call on text runs have the stand-in; returns one for each run, and by which attention batches
-    with positions, and without, were read."""
-    original, devices, attended = RunTrainer.__init__, [], set()
+    """From its call on text runs have the stand-in."""
+    original, paused, seen = RunTrainer.__init__, Clock.paused, Seen()
+
+    @contextlib.contextmanager
+    def held(clock):
+        with paused(clock):
+            clock.held = True
+            yield
+            clock.held = False
 
     def __init__(self, *args, **kwargs) -> None:
         original(self, *args, **kwargs)
         assert self.graphed is None  # on a CPU
-        devices.append(MakingRecorder())
+        seen.devices.append(MakingRecorder())
 
         def work(batch, count):
-            attended.add(("position_ids" in batch, self.model.config._attn_implementation))
+            packed = "position_ids" in batch
+            seen.attended.add((packed, self.model.config._attn_implementation))
+            seen.counts[packed].add(int(count))
             assert all(parameter.grad is None for parameter in self.model.parameters())
+            assert seen.devices[-1].replaying or self.clock.held  # recording is not training
             return self._forward_and_backward(batch, count)
 
-        self.graphed = GraphedPass(work, self.model, devices[-1])
+        self.graphed = GraphedPass(work, self.model, seen.devices[-1])
 
-    def begin():
+    def begin() -> Seen:
         monkeypatch.setattr(RunTrainer, "__init__", __init__)
-        return devices, attended
+        monkeypatch.setattr(Clock, "held", False, raising=False)
+        monkeypatch.setattr(Clock, "paused", held)
+        return seen
 
     return begin
 
@@ -205,14 +282,16 @@ def graphed(monkeypatch):
 @pytest.mark.parametrize("shift", [None, {"init": "paper"}])
 @pytest.mark.parametrize("model", [LLAMA, GPT2])
 def test_a_text_is_learned_as_without_graphs(model, shift, make_recipe, tmp_path, graphed) -> None:
-    recipe = make_recipe(model=model, shift=shift, sequence_length=64, batch_size=1, tokens=40 * 64)
+    recipe = make_recipe(model=model, shift=shift, sequence_length=32, batch_size=2, tokens=40 * 64)
     plain = run(recipe, tmp_path / "plain")
-    devices, attended = graphed()
+    seen = graphed()
     found = run(recipe, tmp_path / "graphed")
-    assert [device.recorded for device in devices] == [2]
-    assert [device.replayed for device in devices] == [40]
+    assert [device.recorded for device in seen.devices] == [2]
+    assert [device.replayed for device in seen.devices] == [40]
     # The stand-in replays Python, which finds the model as it was before it was recorded.
-    assert attended == {(True, "sdpa"), (False, WHOLE_ROWS), (False, "sdpa")}
+    assert seen.attended == {(True, "sdpa"), (False, WHOLE_ROWS), (False, "sdpa")}
+    assert seen.counts[False] == {63, 64}
+    assert (found.extra["cuda_graphs"], plain.extra["cuda_graphs"]) == (True, False)
     assert [point.loss for point in found.steps] == [point.loss for point in plain.steps]
     assert found.evaluations[-1].nats_per_token == plain.evaluations[-1].nats_per_token
     assert found.steps[-1].loss < found.steps[0].loss
@@ -221,8 +300,8 @@ def test_a_text_is_learned_as_without_graphs(model, shift, make_recipe, tmp_path
 def test_a_graphed_text_run_goes_on_after_an_interruption(
     make_recipe, tmp_path, graphed, monkeypatch
 ) -> None:
-    recipe = make_recipe(sequence_length=64, batch_size=1, tokens=40 * 64)
-    devices, _ = graphed()
+    recipe = make_recipe(sequence_length=32, batch_size=2, tokens=40 * 64)
+    seen = graphed()
     whole, original = run(recipe, tmp_path / "whole"), RunTrainer.training_step
 
     def training_step(self, *args, **kwargs):
@@ -236,7 +315,7 @@ def test_a_graphed_text_run_goes_on_after_an_interruption(
             run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
     assert read_record(tmp_path / "run").status == "unfinished"
     resumed = run(recipe, tmp_path / "run")
-    assert [device.replayed for device in devices] == [40, 25, 15]
-    assert {device.recorded for device in devices} == {2}
+    assert [device.replayed for device in seen.devices] == [40, 25, 15]
+    assert {device.recorded for device in seen.devices} == {2}
     assert [point.loss for point in resumed.steps] == [point.loss for point in whole.steps]
     assert resumed.evaluations[-1].nats_per_token == whole.evaluations[-1].nats_per_token

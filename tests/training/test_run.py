@@ -26,7 +26,7 @@ def finished(make_recipe, tmp_path_factory):
 
 def test_record_holds_the_peak_that_the_meter_saw(make_recipe, tmp_path, monkeypatch):
     """What it sees is tested in test_speed.py; a long test process may have memory to spare."""
-    monkeypatch.setattr("kvshift.training.meters.PeakMemory.sample", lambda self: 123_456)
+    monkeypatch.setattr("kvshift.training.meters.PeakMemory.sample", lambda self, idle: 123_456)
     assert run(make_recipe(), tmp_path / "run").peak_memory_bytes == 123_456
 
 

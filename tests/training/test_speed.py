@@ -44,6 +44,17 @@ def test_clock_leaves_pauses_out_and_takes_the_median():
     assert [steps for _, steps in clock.blocks] == [3, 1, 1, 1]
 
 
+def test_a_gpu_s_peak_counts_what_a_replay_uses(monkeypatch):
+    """A replay allocates nothing; PyTorch's peak is the recording's, when the optimizer had no state."""
+    for name, value in {"init": None, "reset_peak_memory_stats": None, "max_memory_allocated": 1000}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 700)
+    memory = PeakMemory(torch.device("cuda", 0))
+    assert memory.sample(idle=200) == 1000
+    assert memory.sample(idle=400) == 1100
+    assert memory.sample() == 1100
+
+
 def test_peak_memory_sees_what_has_been_given_back():
     memory = PeakMemory(torch.device("cpu"))
     if not memory._marked:

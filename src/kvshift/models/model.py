@@ -256,7 +256,8 @@ class ShiftedBase(ShiftedModel):
         """Refuses packed documents where the library's own layers would mix them, shifted or not."""
         if not self.family.packs and (packed is not False or marked(given)):
             raise mixing(self.family)
-        if packed and batch > 1 and self._is_flash():
+        may_be = packed or (packed is None and not torch.compiler.is_compiling())
+        if may_be and batch > 1 and self._is_flash():
             raise UnsupportedModelError(
                 f"The library's flash attention keeps packed documents apart in one row only; this batch has "
                 f"{batch}. Flatten it (DataCollatorWithFlattening), or take attn_implementation='sdpa'."
@@ -290,12 +291,13 @@ class ShiftedBase(ShiftedModel):
                 "A 4-D attention mask does not say which tokens are padding, and padding must not be cached "
                 "as a sequence's last token. Pass the 2-D mask of real tokens, or use_cache=False."
             )
-        if packed is None:
+        if packed is None and torch.compiler.is_compiling():
             return use_cache
         raise UnsupportedModelError(
             "These rows hold packed documents (position_ids that restart inside a row, seq_idx or "
-            "cu_seq_lens), and packed documents cannot be cached: attention would read across them. Pass "
-            "use_cache=False, or an attention_mask if the rows are padded."
+            "cu_seq_lens), or may where a CUDA graph is recorded, and packed documents cannot be cached: "
+            "attention would read across them. Pass use_cache=False, or an attention_mask if the rows are "
+            "padded."
         )
 
 

@@ -46,9 +46,11 @@ def divided(starts: Tensor | None, real: Tensor | None) -> bool | None:
     begins = starts[:, 1:]
     if real is not None:
         begins = begins & real[:, 1:] & real[:, :-1]
-    if begins.is_cuda and torch.cuda.is_current_stream_capturing():
-        return None
-    return bool(begins.any())
+    return None if _is_recorded(begins) else bool(begins.any())
+
+
+def _is_recorded(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def dividing_positions(boundaries: Boundaries, position_ids: Tensor | None) -> Tensor:

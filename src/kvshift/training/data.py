@@ -20,7 +20,8 @@ IGNORED = -100  # the target of a token whose successor belongs to another docum
 class TrainingWindows(Dataset[Batch]):
     """The run's windows in the order they are learned from: item i depends on the seed and on i alone.
 
-    A batch has `position_ids` only if some document begins inside a row. Nobody need ask the device then.
+    A batch has `position_ids` only if some document begins inside a row: it is known here, and need not be
+    asked of the device.
 
     Every epoch is a permutation of all windows, so continuing a run only means to skip.
     """

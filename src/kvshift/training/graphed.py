@@ -35,6 +35,8 @@ and builds a mask wherever it cannot look; an implementation of which it knows n
 AttentionInterface.register(WHOLE_ROWS, sdpa_attention_forward)
 KNOWN = ("llama", "gpt2")
 """Architectures that attend to all that came before in every layer, and whose forward waits for no device."""
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that do not look how long the sequences are, for which the host would wait."""
 
 Step = Callable[[Lesson], None]
 
@@ -44,6 +46,7 @@ def can_be_graphed(model: Any) -> bool:
     return (
         os.environ.get(VARIABLE, "1") != "0"
         and unshifted_type(model.config) in KNOWN
+        and (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default") in ROTATIONS
         and model.config._attn_implementation == "sdpa"
         and dropout(model.config) is None
     )
@@ -70,27 +73,43 @@ Made = tuple[Tensor | None, ...]
 
 
 class Cuda:
-    """How work is warmed up and recorded. A test on a CPU has another."""
+    """How work is warmed up and recorded. A test on a CPU has another.
+
+    All recordings share one pool of memory, so a replay may overwrite whatever another one made.
+
+    Attributes:
+        idle_bytes: what a replay uses beside what is allocated between replays.
+    """
 
     def __init__(self) -> None:
-        self._pool: Any = None  # of memory, one for all recordings: they are never replayed side by side
+        self.idle_bytes = 0
+        self._side: Any = None  # the stream for both: on each, PyTorch keeps memory for itself
+        self._pool: Any = None
+
+    def forget(self) -> None:
+        """What was recorded is not replayed any more; the next recording has a pool of its own."""
+        self._pool = None
 
     def warm_up(self, work: Callable[[], object]) -> None:
         """Does it on a stream of its own, as what is recorded later will be."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        if self._side is None:
+            self._side = torch.cuda.Stream()
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             work()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
 
     def record(self, work: Callable[[], Made]) -> tuple[Made, Callable[[], None]]:
         """Records it without doing it. Returns what it makes, and what does it."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        torch.cuda.reset_peak_memory_stats()
         # Not "global": a data loader's thread allocates pinned memory meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
             made = work()
+        idle = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        self.idle_bytes = max(self.idle_bytes, idle)
         return made, graph.replay
 
 
@@ -112,6 +131,7 @@ class GraphedStep:
 
     def anew(self) -> GraphedStep:
         """The same, with nothing recorded yet."""
+        self._device.forget()
         return GraphedStep(self._step, self._device)
 
     def __call__(self, lesson: Lesson) -> None:
@@ -153,6 +173,8 @@ def _fill(room: Lesson, lesson: Lesson) -> None:
 
 
 class _Recording(NamedTuple):
+    """A form's graph and its tensors. That they are held keeps other recordings out of their memory."""
+
     batch: Batch
     tokens: Tensor
     loss: Tensor
@@ -179,6 +201,11 @@ class GraphedPass:
         """Whether a batch of this form is recorded."""
         return _form(batch) in self._recordings
 
+    @property
+    def idle_bytes(self) -> int:
+        """What a replay uses on the device beside what is allocated between replays."""
+        return self._device.idle_bytes
+
     def record(self, batch: Batch, tokens: Tensor) -> None:
         """Records batches of this form. The warm-up works on this one and throws its gradients away."""
         batch, tokens = {name: x.clone() for name, x in batch.items()}, tokens.clone()
@@ -197,6 +224,8 @@ class GraphedPass:
     def __call__(self, batch: Batch, tokens: Tensor) -> Tensor:
         """Forward and backward, for parameters without gradients. Returns the loss, which the next call
         overwrites, as it does the gradients."""
+        if any(parameter.grad is not None for parameter in self._parameters):
+            raise RuntimeError("a recorded pass does not add to gradients; set them to None before it")
         recording = self._recordings[_form(batch)]
         for name, x in recording.batch.items():
             x.copy_(batch[name], non_blocking=True)

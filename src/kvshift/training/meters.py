@@ -91,10 +91,15 @@ class PeakMemory:
         self._before = self._process.memory_info().rss
         self._marked = self._reset_mark()
 
-    def sample(self) -> int:
-        """Looks now; returns the peak so far."""
+    def sample(self, idle: int = 0) -> int:
+        """Looks now; returns the peak so far.
+
+        Args:
+            idle: bytes that a replayed CUDA graph uses beside what is allocated, which PyTorch does not see.
+        """
         if self.device.type == "cuda":
-            now = torch.cuda.max_memory_allocated(self.device)
+            allocated = torch.cuda.memory_allocated(self.device)
+            now = max(torch.cuda.max_memory_allocated(self.device), allocated + idle)
         else:
             now = (self._mark() if self._marked else self._process.memory_info().rss) - self._before
         self._peak = max(self._peak, now)

@@ -115,8 +115,9 @@ def compile_layers(model: nn.Module) -> None:
     """Compiles the decoder layers, which share their code: one compilation serves them all, however many
     there are, and every batch, in training and evaluation, has one shape.
 
-    What other models of this process compiled is forgotten: PyTorch counts the compilations of a class
-    together, and models beyond its limit of eight would go uncompiled, with no more than a warning.
+    What other models of this process compiled is forgotten, and compiled again where they are still in use:
+    PyTorch counts the compilations of a class together, and models beyond its limit of eight would go
+    uncompiled, with no more than a warning.
     """
     torch.compiler.reset()
     for layer in model.modules():

@@ -220,7 +220,7 @@ class _Recorder(TrainerCallback):
         if point:
             with clock.paused():
                 self._write_point(step)
-                self.memory.sample()
+                self.memory.sample(self.trainer.idle_bytes)
         self._report()
 
     def on_evaluate(
@@ -300,7 +300,11 @@ class _Recorder(TrainerCallback):
             "versions": _versions(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "tap_parameters": sum(parameter.numel() for parameter in tap_parameters(model)),
-            "extra": {"precision": run_precision(self.recipe), "threads": threads},
+            "extra": {
+                "precision": run_precision(self.recipe),
+                "threads": threads,
+                "cuda_graphs": self.trainer.graphed is not None,
+            },
         }
 
     def _totals(self) -> dict[str, Any]:
@@ -309,7 +313,7 @@ class _Recorder(TrainerCallback):
             "train_seconds": self.trainer.clock.seconds,
             "wall_seconds": self._wall_seconds(),
             "tokens_per_second": self.recipe.step_tokens / step_seconds if step_seconds else 0.0,
-            "peak_memory_bytes": self.memory.sample(),
+            "peak_memory_bytes": self.memory.sample(self.trainer.idle_bytes),
         }
 
     def _wall_seconds(self) -> float:
@@ -322,7 +326,7 @@ class _Recorder(TrainerCallback):
             "seconds": self.trainer.clock.seconds,
             "blocks": list(self.trainer.clock.blocks),
             "wall_seconds": self._wall_seconds(),
-            "peak_memory_bytes": self.memory.sample(),
+            "peak_memory_bytes": self.memory.sample(self.trainer.idle_bytes),
         }
 
     def _record_reaches(self, path: Path) -> bool:

@@ -59,7 +59,7 @@ def measure_speed(recipe: Recipe, *, seconds: float = 2.0) -> Speed:
         step_seconds=step_seconds,
         evaluation_seconds=evaluation_seconds,
         startup_seconds=stopwatch.ready - began,
-        peak_memory_bytes=stopwatch.memory.sample(),
+        peak_memory_bytes=stopwatch.memory.sample(trainer.idle_bytes),
     )
 
 

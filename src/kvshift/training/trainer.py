@@ -31,6 +31,7 @@ from kvshift.training.recipe import Recipe
 from kvshift.training.schedule import learning_rate_factor
 
 TRAINER_STATE = "trainer_state.json"  # the Trainer looks for this name
+_LOOKED_AT = 64  # batches, for both forms
 
 
 class RunTrainer(Trainer):
@@ -82,7 +83,7 @@ class RunTrainer(Trainer):
         self.extra_state: Callable[[], dict[str, Any]] = dict
         self.between: Callable[[], None] = lambda: None
         self.graphed: GraphedPass | None = None
-        if arguments.device.type == "cuda" and micro == recipe.batch_size and can_be_graphed(self.model):
+        if is_graphed(recipe, self.model, arguments.device):
             self.graphed = GraphedPass(self._forward_and_backward, self.model, Cuda())
 
     # Loss and data
@@ -106,7 +107,7 @@ class RunTrainer(Trainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             assert isinstance(num_items_in_batch, Tensor)
-            if not self.graphed.knows(inputs):
+            if not self.graphed.knows(inputs):  # a form that `warm_up` did not meet
                 with self.clock.paused():
                     self.graphed.record(self._prepare_inputs(inputs), num_items_in_batch)
             loss = self.graphed(inputs, num_items_in_batch)
@@ -124,19 +125,35 @@ class RunTrainer(Trainer):
 
     def warm_up(self) -> None:
         """Forward and backward passes whose gradient is thrown away: what is compiled, recorded and set up at
-        first use on a GPU is start-up, not training."""
-        micro = self.args.per_device_train_batch_size
-        batch = self._prepare_inputs(self.train_dataset.__getitems__(list(range(micro))))
-        count = self._get_num_items_in_batch([batch], self.args.device)
-        assert count is not None
+        first use on a GPU is start-up, not training. Of each form that the run's first batches have."""
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
-        if self.graphed is not None:
-            self.graphed.record(batch, count)
-        else:
-            self._forward_and_backward(batch, count)
-            self.model_wrapped.zero_grad()
+        for batch in self._forms():
+            batch = self._prepare_inputs(batch)
+            count = self._get_num_items_in_batch([batch], self.args.device)
+            assert count is not None
+            if self.graphed is not None:
+                self.graphed.record(batch, count)
+            else:
+                self._forward_and_backward(batch, count)
+                self.model_wrapped.zero_grad()
         torch.set_rng_state(before[0])
         torch.cuda.set_rng_state(before[1])
+
+    def _forms(self) -> list[Batch]:
+        """The first batch in which a document begins inside a row, and the first in which none does."""
+        micro = self.args.per_device_train_batch_size
+        found: dict[bool, Batch] = {}
+        for first in range(0, min(_LOOKED_AT * micro, len(self.train_dataset)), micro):
+            batch = self.train_dataset.__getitems__(list(range(first, first + micro)))
+            found.setdefault("position_ids" in batch, batch)
+            if len(found) == 2:
+                break
+        return list(found.values())
+
+    @property
+    def idle_bytes(self) -> int:
+        """What a step uses on the device beside what is allocated between steps."""
+        return 0 if self.graphed is None else self.graphed.idle_bytes
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
         if not batch_samples:
@@ -257,6 +274,12 @@ def check_hardware(recipe: Recipe) -> None:
         raise UsageError(
             "A run uses one device; start it without a distributed launcher (WORLD_SIZE is set)."
         )
+
+
+def is_graphed(recipe: Recipe, model: nn.Module, device: torch.device) -> bool:
+    """Whether the recipe's forward and backward are replayed: on a GPU, where a batch is one pass."""
+    whole = recipe.micro_batch_size in (None, recipe.batch_size)
+    return device.type == "cuda" and whole and can_be_graphed(model)
 
 
 def run_device(recipe: Recipe) -> torch.device:
