@@ -216,6 +216,23 @@ def test_a_pass_does_not_add_to_gradients() -> None:
         graphed(batch, ONE)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted."), torch.OutOfMemoryError("full")])
+def test_a_failed_recording_says_how_to_do_without(error) -> None:
+    class Refusing(Recorder):
+        def record(self, work):
+            raise error
+
+    step = GraphedStep(lambda lesson: None, Refusing())
+    for _ in range(WARM_UP):
+        step(_lesson(2))
+    with pytest.raises(RuntimeError) as caught:
+        step(_lesson(2))
+    if isinstance(error, torch.OutOfMemoryError):
+        assert caught.value is error  # which means too little memory, and to whoever asked, too large a model
+    else:
+        assert "not permitted. Set KVSHIFT_CUDA_GRAPHS=0" in str(caught.value)
+
+
 def test_the_environment_forbids_it(monkeypatch) -> None:
     model = TaskModel(make_task_recipe()).model
     assert can_be_graphed(model)

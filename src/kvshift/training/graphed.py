@@ -113,6 +113,18 @@ class Cuda:
         return made, graph.replay
 
 
+def _recorded(device: Cuda, work: Callable[[], Made]) -> tuple[Made, Callable[[], None]]:
+    try:
+        return device.record(work)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"This GPU's work could not be recorded as a CUDA graph: {error} Set {VARIABLE}=0 in the "
+            "environment to launch every kernel by itself."
+        ) from error
+
+
 class GraphedStep:
     """Does `step`, after a warm-up of real steps as a graph.
 
@@ -145,14 +157,14 @@ class GraphedStep:
             return
         if self._replay is None:
             self._lesson = _room(lesson, min(int(self._most * ROOM) + 1, lesson.inputs.numel()))
-            _, self._replay = self._device.record(self._recorded)
+            _, self._replay = _recorded(self._device, self._of_lesson)
         if count > len(self._lesson.asked):
             self._step(lesson)
         else:
             _fill(self._lesson, lesson)
             self._replay()
 
-    def _recorded(self) -> Made:
+    def _of_lesson(self) -> Made:
         self._step(self._lesson)
         return ()
 
@@ -217,7 +229,7 @@ class GraphedPass:
         with contextlib.nullcontext() if "position_ids" in batch else whole_rows(self._model):
             for _ in range(WARM_UP):
                 self._device.warm_up(work)
-            (loss, *gradients), replay = self._device.record(work)
+            (loss, *gradients), replay = _recorded(self._device, work)
         assert loss is not None
         self._recordings[_form(batch)] = _Recording(batch, tokens, loss, gradients, replay)
 
