@@ -153,7 +153,7 @@ def test_a_graphed_text_run_learns_what_a_plain_one_learns(shift, text_recipe, t
     monkeypatch.setenv(VARIABLE, "0")
     plain = run(recipe, tmp_path / "plain")
     assert (graphed.extra["cuda_graphs"], plain.extra["cuda_graphs"]) == (True, False)
-    assert graphed.peak_memory_bytes == pytest.approx(plain.peak_memory_bytes, rel=0.3)
+    assert graphed.peak_memory_bytes >= 0.9 * plain.peak_memory_bytes  # replays are counted
     assert [point.loss for point in graphed.steps] == pytest.approx(
         [point.loss for point in plain.steps], abs=1e-2
     )
