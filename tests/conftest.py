@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -34,3 +35,11 @@ def ctrl_c_interrupts() -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_is_no_garbage() -> None:
+    """Every training run has garbage collected: it shall not look through all modules and tests each time,
+    which takes half a second, as long as a run of these tests itself."""
+    gc.collect()
+    gc.freeze()
