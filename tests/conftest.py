@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each, also for the processes that tests start
@@ -43,3 +44,34 @@ def what_is_there_is_no_garbage() -> None:
     which takes half a second, as long as a run of these tests itself."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def language_is_patched_once() -> Iterator[None]:
+    """Triton's interpreter puts its own functions into Triton's language when a kernel starts, and again at
+    each call of another function inside the kernel, where they are in place: two fifths of its time."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    original, patched = interpreter._patch_lang, set()
+
+    def patch(function: Any) -> Any:
+        seen = frozenset(
+            each for each in function.__globals__.values() if each is language or each is language.core
+        )
+        if seen in patched:
+            return interpreter._LangPatchScope()  # of no changes
+        begins = not patched
+        scope = original(function)
+        patched.add(seen)
+        if begins:  # at the kernel's end the language is what it was
+            restore = scope.restore
+            scope.restore = lambda: (restore(), patched.clear())
+        return scope
+
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(interpreter, "_patch_lang", patch)
+        yield
