@@ -19,7 +19,7 @@ pilot: $(STAMP) ## Run a pilot: DATA=path (default: Python's own sources), ARGS=
 	$(BIN)/kvshift pilot $(if $(DATA),"$(DATA)") $(ARGS)
 
 test: $(STAMP) ## Run every test
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .
