@@ -127,9 +127,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="for each row of the table")
     parser.add_argument("--window", type=int, default=2)
     parser.add_argument("--per-channel", action="store_true")
+    parser.add_argument("--queries", action="store_true", help="shift them too")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    shift = KVShiftConfig(window=chosen.window, per_channel=chosen.per_channel)
+    shift = KVShiftConfig(window=chosen.window, per_channel=chosen.per_channel, shift_queries=chosen.queries)
     rows = []
     print(f"PyTorch {torch.__version__}, {os.cpu_count()} cores; medians, ratios to vanilla [quartiles]")
     for threads in chosen.threads:
