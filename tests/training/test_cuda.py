@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from interrupting import stopped_after
 from task_recipes import GPT2, LLAMA
 from task_recipes import make_recipe as make_task_recipe
 from transformers import TrainerCallback
@@ -36,18 +37,9 @@ def test_gpu_run_agrees_with_the_cpus(recipe, tmp_path, compiled):
     assert kvshift.from_pretrained(tmp_path / "gpu" / "final").dtype == torch.float32
 
 
-def test_gpu_run_goes_on_after_an_interruption(recipe, tmp_path, monkeypatch):
-    original = RunTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == 20:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunTrainer, "training_step", training_step)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
+def test_gpu_run_goes_on_after_an_interruption(recipe, tmp_path):
+    with stopped_after(20):
+        run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
     assert read_record(tmp_path / "run").status == "unfinished"
     resumed, whole = run(recipe, tmp_path / "run"), run(recipe, tmp_path / "whole")
     assert [point.step for point in resumed.steps] == [point.step for point in whole.steps]
@@ -161,18 +153,10 @@ def test_a_graphed_text_run_learns_what_a_plain_one_learns(shift, text_recipe, t
     assert plain.final_loss < plain.evaluations[0].nats_per_token
 
 
-def test_a_graphed_text_run_goes_on_after_an_interruption(text_recipe, tmp_path, monkeypatch):
-    recipe, original = text_recipe(), RunTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == 20:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunTrainer, "training_step", training_step)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
+def test_a_graphed_text_run_goes_on_after_an_interruption(text_recipe, tmp_path):
+    recipe = text_recipe()
+    with stopped_after(20):
+        run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
     assert read_record(tmp_path / "run").status == "unfinished"
     resumed, whole = run(recipe, tmp_path / "run"), run(recipe, tmp_path / "whole")
     assert resumed.extra["cuda_graphs"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from interrupting import stopped_after
 from task_recipes import GPT2, LLAMA
 from task_recipes import make_recipe as make_task_recipe
 from transformers import TrainerCallback
@@ -314,22 +315,12 @@ def test_a_text_is_learned_as_without_graphs(model, shift, make_recipe, tmp_path
     assert found.steps[-1].loss < found.steps[0].loss
 
 
-def test_a_graphed_text_run_goes_on_after_an_interruption(
-    make_recipe, tmp_path, graphed, monkeypatch
-) -> None:
+def test_a_graphed_text_run_goes_on_after_an_interruption(make_recipe, tmp_path, graphed) -> None:
     recipe = make_recipe(sequence_length=32, batch_size=2, tokens=40 * 64)
     seen = graphed()
-    whole, original = run(recipe, tmp_path / "whole"), RunTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == 25:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunTrainer, "training_step", training_step)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
+    whole = run(recipe, tmp_path / "whole")
+    with stopped_after(25):
+        run(recipe.model_copy(update={"checkpoint_seconds": 0}), tmp_path / "run")
     assert read_record(tmp_path / "run").status == "unfinished"
     resumed = run(recipe, tmp_path / "run")
     assert [device.replayed for device in seen.devices] == [40, 25, 15]

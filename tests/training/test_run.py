@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 import torch
+from interrupting import stopped_after
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
@@ -95,9 +96,8 @@ def test_checkpoints_hold_no_pickle(make_recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", forbidden)
     monkeypatch.setattr(torch, "load", forbidden)
-    stop_after(monkeypatch, 5)
     recipe = make_recipe(checkpoint_seconds=0)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(5):
         run(recipe, tmp_path / "run")
     monkeypatch.undo()
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
@@ -212,24 +212,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_recipe, tmp_path, monkeypat
     assert run(recipe, tmp_path / "run") == record  # not tried again: it would diverge again
 
 
-def test_a_failure_is_recorded_and_the_next_start_goes_on(
-    make_recipe, tmp_path, monkeypatch, finished, final_bytes
-):
-    original = RunTrainer.training_step
-
-    def broken(self, *args, **kwargs):
-        if self.state.global_step == 6:
-            raise MemoryError("no memory")
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(RunTrainer, "training_step", broken)
+def test_a_failure_is_recorded_and_the_next_start_goes_on(make_recipe, tmp_path, finished, final_bytes):
     recipe = make_recipe(checkpoint_seconds=0)
-    with pytest.raises(MemoryError):
+    with stopped_after(6, MemoryError("no memory")):
         run(recipe, tmp_path / "run")
     record = read_record(tmp_path / "run")
     assert (record.status, record.error) == ("failed", "MemoryError: no memory")
     assert len(record.steps) == 6
-    monkeypatch.undo()
     assert run(recipe, tmp_path / "run").status == "finished"
     assert final_bytes(tmp_path / "run") == final_bytes(finished[0])
 
@@ -269,15 +258,3 @@ def test_unwritable_folder(make_recipe, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="file"):
         run(make_recipe(), tmp_path / "file" / "run")
-
-
-def stop_after(monkeypatch, steps):
-    """Interrupts the run once `steps` steps and what belongs to them are done."""
-    original = RunTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == steps:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(RunTrainer, "training_step", training_step)
