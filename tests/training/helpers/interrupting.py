@@ -20,6 +20,7 @@ def stopped_after(steps: int, error: BaseException | None = None) -> Iterator[No
             raise raised
         return original(self, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(type(raised)):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunTrainer, "training_step", training_step)
-        yield
+        with pytest.raises(type(raised)):
+            yield
