@@ -19,7 +19,7 @@ from kvshift.paper.copying import Count, count_copied, count_of_final
 from kvshift.paper.experiment import Measurement, Run, Scale, Settings
 from kvshift.paper.learning import llama
 from kvshift.paper.place import Place
-from kvshift.shift import KVShiftConfig
+from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
 from kvshift.training import Recipe
 from kvshift.training import run as train
 from kvshift.training.run import Watch
@@ -71,6 +71,16 @@ def language_run(arm: str, scale: Scale, shift: KVShiftConfig | None, seed: int,
     recipe = Recipe(data=Path(), shift=None if shift is None else shift.to_dict(), **fields)
     # With the recipe's defaults: a record must not change its meaning when they do.
     return Run(f"{arm}-seed{seed}", {"text": text, **recipe.model_dump(mode="json", exclude={"data"})})
+
+
+def multiple_of(tap_rate: float, model_rate: float) -> float:
+    """A rate of the taps as a multiple of the model's, as arms have it whose taps' rate is fixed."""
+    return round(tap_rate / model_rate, 6)
+
+
+def default_multiple(model_rate: float) -> float:
+    """`multiple_of` for the default's rate of the taps."""
+    return multiple_of(TAP_LEARNING_RATE, model_rate)
 
 
 def in_file_name(arm: str) -> str:

@@ -11,7 +11,17 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Settings, Verdict
-from kvshift.paper.language import PAPER, SIZES, Arms, Trained, arms_runs, data_saved, in_file_name, measure
+from kvshift.paper.language import (
+    PAPER,
+    SIZES,
+    Arms,
+    Trained,
+    arms_runs,
+    data_saved,
+    default_multiple,
+    in_file_name,
+    measure,
+)
 from kvshift.paper.learning import interval, llama
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
@@ -22,7 +32,7 @@ MULTIPLIERS = (1.0, 3.0, 10.0, 30.0)
 
 def default_at(model_rate: float) -> str:
     """What the default is called here: its taps' rate is another multiple of each model's."""
-    return _name(KVShiftConfig(lr_multiplier=round(TAP_LEARNING_RATE / model_rate, 6)))
+    return _name(KVShiftConfig(lr_multiplier=default_multiple(model_rate)))
 
 
 def _name(shift: KVShiftConfig) -> str:

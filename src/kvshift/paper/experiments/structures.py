@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
-from kvshift.paper.language import Arms, arms_runs, in_file_name, measure
+from kvshift.paper.language import Arms, arms_runs, default_multiple, in_file_name, measure
 from kvshift.paper.learning import interval, llama
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.paper.no_gain import MARGIN
-from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
+from kvshift.shift import KVShiftConfig
 from kvshift.shift.config import Init
 
 INITS: dict[str, Init] = {
@@ -24,10 +24,6 @@ MODELS = {"tiny": llama(16, 1, 4), "small": llama(64, 2, 4), "gpu": llama(384, 6
 """With four heads or more a layer: of two none would be plain."""
 
 MULTIPLE = 10.0  # of the first runs at scale gpu; elsewhere the default's rate
-
-
-def _default_multiple(model_rate: float) -> float:
-    return round(TAP_LEARNING_RATE / model_rate, 6)
 
 
 def _named(multiple: float) -> dict[str, KVShiftConfig | None]:
@@ -44,7 +40,7 @@ def _runs(scale: Scale, seeds: int) -> tuple[Run, ...]:
     model = MODELS[scale]
     arms = {"vanilla": None, **_named(MULTIPLE)}
     found = arms_runs(scale, _in_files(arms), seeds, model=model)
-    default = _default_multiple(found[0].settings["learning_rate"])
+    default = default_multiple(found[0].settings["learning_rate"])
     if default != MULTIPLE:
         found += arms_runs(scale, _in_files(_named(default)), seeds, model=model)
     return found
@@ -66,7 +62,7 @@ def _gains(arms: Arms, multiple: float, over: str = "vanilla") -> dict[str, list
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     arms = Arms(measurements, NAMED)
-    multiple = _default_multiple(arms.all[0].learning_rate)
+    multiple = default_multiple(arms.all[0].learning_rate)
     quarters = next(iter(_named(multiple)))
     gains = {name: interval(values) for name, values in _gains(arms, multiple).items()}
     leads = {name: interval(values) for name, values in _gains(arms, multiple, quarters).items()}
@@ -95,7 +91,7 @@ def _listed(gains: dict[str, list[float]]) -> str:
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     """Gains of every structure, a panel a rate of the taps."""
     arms = Arms(measurements, NAMED)
-    multiples = sorted({MULTIPLE, _default_multiple(arms.all[0].learning_rate)})
+    multiples = sorted({MULTIPLE, default_multiple(arms.all[0].learning_rate)})
     panels = {f"Structured starts, ×{multiple:g}": _gains(arms, multiple) for multiple in multiples}
     return draw_gains(panels, "gain over vanilla, nats a token", kind)
 

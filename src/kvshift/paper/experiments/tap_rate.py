@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
-from kvshift.paper.language import Arms, arms_runs, in_file_name, measure
+from kvshift.paper.language import (
+    Arms,
+    arms_runs,
+    default_multiple,
+    in_file_name,
+    measure,
+    multiple_of,
+)
 from kvshift.paper.learning import interval
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
@@ -19,16 +26,12 @@ MODEL_RATES: dict[Scale, tuple[float, float]] = {
 }
 
 
-def _multiple(tap_rate: float, model_rate: float) -> float:
-    return round(tap_rate / model_rate, 6)
-
-
 def _shift(multiple: float) -> KVShiftConfig:
     return KVShiftConfig(init="structured", lr_multiplier=multiple)
 
 
 def _arms(model_rate: float) -> dict[str, KVShiftConfig | None]:
-    multiples = {_multiple(tap_rate, model_rate) for tap_rate in TAP_RATES}
+    multiples = {multiple_of(tap_rate, model_rate) for tap_rate in TAP_RATES}
     return {"vanilla": None, **{f"×{each:g}": _shift(each) for each in sorted(multiples | {MULTIPLE})}}
 
 
@@ -59,7 +62,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     arms = Arms(measurements, NAMED)
     slower, _ = _rates(arms)
-    kept = _multiple(TAP_LEARNING_RATE, slower)
+    kept = default_multiple(slower)
     lead = interval(_gains(arms, slower, kept, f"×{MULTIPLE:g}"))
     if lead.low > 0:
         verdict: Verdict = "reproduced"
@@ -73,7 +76,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         + " ".join(
             f"Model at {model_rate:g}: "
             + "; ".join(
-                f"{rate:g}: {interval(_gains(arms, model_rate, _multiple(rate, model_rate)))}"
+                f"{rate:g}: {interval(_gains(arms, model_rate, multiple_of(rate, model_rate)))}"
                 for rate in TAP_RATES
             )
             + "."
@@ -87,8 +90,8 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     arms = Arms(measurements, NAMED)
     panels = {
         f"Model at {model_rate:g}": {
-            f"taps at {rate:g} (×{_multiple(rate, model_rate):.3g})": _gains(
-                arms, model_rate, _multiple(rate, model_rate)
+            f"taps at {rate:g} (×{multiple_of(rate, model_rate):.3g})": _gains(
+                arms, model_rate, multiple_of(rate, model_rate)
             )
             for rate in TAP_RATES
         }
