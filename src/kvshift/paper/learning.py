@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy import stats
 
-from kvshift.paper.experiment import Judgement, Measurement, Run, Scale, Settings
+from kvshift.paper.experiment import Judgement, Measurement, Run, Scale, Settings, Verdict
 from kvshift.paper.place import Place
 from kvshift.shift import KVShiftConfig
 from kvshift.training.task_recipe import TaskRecipe
@@ -149,6 +149,13 @@ class Interval:
 
     def __str__(self) -> str:
         return self.rounded(3)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the claim that the true one is above 0."""
+        if self.low > 0:
+            return "reproduced"
+        return "not" if self.high < 0 else "undecided"
 
     def _open(self) -> str:
         """Why it has no ends."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kvshift.paper.experiment import Experiment, Judgement, Measurement, Verdict
+from kvshift.paper.experiment import Experiment, Judgement, Measurement
 from kvshift.paper.experiments.starts import AS_IN_THE_PAPER
 from kvshift.paper.experiments.travel import NAMED as TRAVELLED
 from kvshift.paper.experiments.travel import SEEDS
@@ -46,17 +46,13 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     }
     ours, papers = shares[OURS], shares[AS_IN_THE_PAPER]
     sooner = interval([ours[seed] - papers[seed] for seed in sorted(ours)])
-    if sooner.low > 0:
-        verdict: Verdict = "reproduced"
-    else:
-        verdict = "not" if sooner.high < 0 else "undecided"
     ends = {
         name: interval([100 * run.copying[-1][1] for run in runs if run.copying])
         for name, runs in arms.by_name.items()
         if any(run.copying for run in runs)
     }
     return Judgement(
-        verdict=verdict,
+        verdict=sooner.verdict,
         ours=f"{OURS} copies as well as vanilla at its end after {_rest(list(ours.values()))} of the run, "
         f"{AS_IN_THE_PAPER} after {_rest(list(papers.values()))}",
         finding="Of the run less, over seeds: "

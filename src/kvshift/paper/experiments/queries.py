@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
+from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
 from kvshift.paper.language import Arms, arms_runs, default_multiple, measure
 from kvshift.paper.learning import interval
 from kvshift.paper.loss_figures import draw_gains
@@ -42,12 +42,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     arms = Arms(measurements, NAMED)
     kv, qkv = _names(arms)
     lead = interval(arms.gains(qkv, kv))
-    if lead.low > 0:
-        verdict: Verdict = "reproduced"
-    else:
-        verdict = "not" if lead.high < 0 else "undecided"
     return Judgement(
-        verdict=verdict,
+        verdict=lead.verdict,
         ours=f"gain of QKV over KV shift, nats a token: {lead}",
         finding=f"Gains over vanilla: KV shift {interval(arms.gains(kv))}; "
         f"queries too {interval(arms.gains(qkv))}.",

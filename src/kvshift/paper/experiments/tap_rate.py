@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
+from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
 from kvshift.paper.language import (
     Arms,
     arms_runs,
@@ -64,12 +64,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     slower, _ = _rates(arms)
     kept = default_multiple(slower)
     lead = interval(_gains(arms, slower, kept, f"×{MULTIPLE:g}"))
-    if lead.low > 0:
-        verdict: Verdict = "reproduced"
-    else:
-        verdict = "not" if lead.high < 0 else "undecided"
     return Judgement(
-        verdict=verdict,
+        verdict=lead.verdict,
         ours=f"with the model at {slower:g}, taps at {TAP_LEARNING_RATE:g} (×{kept:g}) over ×{MULTIPLE:g}: "
         f"{lead} nats a token",
         finding="Gains over vanilla by the taps' rate. "
