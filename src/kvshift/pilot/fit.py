@@ -28,7 +28,7 @@ CHECK_SHARE = 0.5
 MOST_SEEDS = 6  # where seeds are chosen for the user
 
 # Compiled decoder layers on an H100, models of 8 and 34 million parameters (docs/results/pilot.md):
-COMPILE_GAIN = 0.4  # of the training time; 0.22 to 0.57 there, 0.39 and 0.53 of recorded steps on an H200
+COMPILE_GAIN = 0.4  # of the training time; 0.22 to 0.57 there, 0.29 to 0.53 of recorded steps on an H200
 COMPILE_SECONDS = 18.0  # of each size and arm, the first time; 16 to 25 there
 COMPILE_AGAIN_SECONDS = 6.0  # of every later start, from the cache; 5 there
 

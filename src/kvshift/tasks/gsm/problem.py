@@ -59,7 +59,8 @@ class Problem(NamedTuple):
             them is the asked one.
         needed: at least 1.
         order: the sentences, as indices into `parameters`.
-        letters: what the solution calls each needed parameter, 0 to 51, all different.
+        letters: what the solution calls each needed parameter, 0 to 51, each the one after the letter
+            before it; 51 is followed by 0.
     """
 
     parameters: tuple[Parameter, ...]
@@ -80,8 +81,10 @@ class Problem(NamedTuple):
 def draw_problem(random: Random, operations: int, unneeded: int) -> Problem:
     """A problem whose solution takes exactly `operations`, with `unneeded` parameters beside it.
 
-    Unneeded parameters depend on any that come before them, needed or not. Letters are drawn from all 52, so
-    that a longer solution than those learned from uses no letter for the first time.
+    Unneeded parameters depend on any that come before them, needed or not. The first letter is drawn from all
+    52, so that a longer solution than those learned from uses no letter for the first time. The others follow
+    in order: if all were drawn, whoever writes the likeliest token would write the same letter again and
+    again, for that a letter is taken makes the others hardly likelier.
     """
     graph = _draw_graph(random, operations)
     needed = len(graph)
@@ -96,8 +99,9 @@ def draw_problem(random: Random, operations: int, unneeded: int) -> Problem:
         parameters.append(Parameter(name, operator, operands, constant, value))
     order = list(range(len(graph)))
     random.shuffle(order)
-    letters = random.sample(range(LETTERS), needed)
-    return Problem(tuple(parameters), needed, tuple(order), tuple(letters))
+    first = _below(random, LETTERS)
+    letters = tuple((first + place) % LETTERS for place in range(needed))
+    return Problem(tuple(parameters), needed, tuple(order), letters)
 
 
 def compute(operator: int, values: list[int]) -> int:
