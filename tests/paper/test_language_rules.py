@@ -24,12 +24,12 @@ def made_up(
     for run in EXPERIMENTS[name].runs[scale]:
         final = loss(run.settings)
         hidden = run.settings["model"]["hidden_size"]
+        noise = NOISE[run.settings["seed"] % len(NOISE)] * (hidden % 7)
         measured = {
             "text": "novels",
             "status": "diverged" if final is None else "finished",
             "parameters": 1000 * hidden**2,
-            "evaluations": [[10, 6.0]]
-            + ([] if final is None else [[20, final + NOISE[run.settings["seed"]] * (hidden % 7)]]),
+            "evaluations": [[10, 6.0]] + ([] if final is None else [[20, final + noise]]),
             "taps": [
                 {"keys": [[[0.9, 0.1], [0.1, 0.9]]], "values": [[[0.1, 0.9], [0.1, 0.9]]]},
                 {"keys": [taps], "values": [taps]},
@@ -242,6 +242,27 @@ def test_structures() -> None:
     assert verdict("structures", lost) == "undecided"
 
 
+@pytest.mark.parametrize("scale", ["small", "gpu"])
+def test_half_induction(scale: Scale) -> None:
+    def losses(half: float, one: float | None) -> Loss:
+        """`one`: of half induction at the first seed."""
+
+        def loss(settings: Settings) -> float | None:
+            assert settings["seed"] >= 3  # those of `structures` were known
+            if settings["shift"]["init"] == "structured":
+                return 3.8
+            return one if settings["seed"] == 3 else half
+
+        return loss
+
+    assert verdict("half_induction", losses(3.7, 3.7), scale=scale) == "reproduced"
+    assert verdict("half_induction", losses(3.9, 3.9), scale=scale) == "not"
+    assert verdict("half_induction", losses(3.7, 4.5), scale=scale) == "undecided"
+    assert verdict("half_induction", losses(3.7, None), scale=scale) == "undecided"
+    found = EXPERIMENTS["half_induction"].judge(made_up("half_induction", losses(3.7, 3.9), scale=scale))
+    assert found.finding == "Ahead at 7 of 8 seeds."
+
+
 def test_structures_are_judged_at_the_default_rate() -> None:
     def losses(at_default: float, slower: float) -> Loss:
         def loss(settings: Settings) -> float:
@@ -382,10 +403,14 @@ def test_the_seeds_that_are_left_do_not_decide_alone() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10", "structures", "queries", "tap_rate"],
+    [
+        *("fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10"),
+        *("structures", "half_induction", "queries", "tap_rate"),
+    ],
 )
 def test_a_diverged_run_is_drawn_and_judged(name: str) -> None:
-    found = made_up(name, lambda settings: None if settings["seed"] == 0 and settings["shift"] else 4.0)
+    first = EXPERIMENTS[name].runs["small"][0].settings["seed"]
+    found = made_up(name, lambda settings: None if settings["seed"] == first and settings["shift"] else 4.0)
     assert EXPERIMENTS[name].draw(found, "png").startswith(b"\x89PNG")
     assert EXPERIMENTS[name].judge(found).ours
     everything = made_up(name, lambda settings: None)

@@ -32,10 +32,10 @@ def test_what_is_prepared_is_not_read_again_in_another_process(tmp_path) -> None
     source.write_text("".join(f"Line {number} of some text to prepare.\n\n" for number in range(2_000)))
     said: list[str] = []
     here = Texts((str(source),), said.append)
-    prepared = here.prepared({"vocab_size": 300})
+    prepared = here.prepared({"vocab_size": 300}, 10)
     there = pickle.loads(pickle.dumps(here.for_another_process()))
     source.unlink()
-    assert there.prepared({"vocab_size": 300}) == prepared
+    assert there.prepared({"vocab_size": 300}, 10) == prepared
     assert len(said) == 1
 
 

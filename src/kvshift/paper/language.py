@@ -63,6 +63,9 @@ SIZES: dict[Scale, Settings] = {
 """Beside the arm and the seed. The paper's learning rate is constant after its warm-up; ours fall to a tenth,
 as in PAPER.md §7, whose CPU runs `small` repeats; `gpu` is a third of its GPU runs."""
 
+MODEL_RATES: dict[Scale, float] = {"tiny": 3e-3, "small": 3e-3, "gpu": 1e-3}
+"""Of `SIZES`."""
+
 
 def language_run(arm: str, scale: Scale, shift: KVShiftConfig | None, seed: int, **changes: Any) -> Run:
     """A run of an arm; `changes` are of `SIZES[scale]`."""
@@ -92,12 +95,12 @@ _IN_FILES = str.maketrans({"×": "x", ",": "", " ": "-"})
 
 
 def arms_runs(
-    scale: Scale, arms: dict[str, KVShiftConfig | None], seeds: int, **changes: Any
+    scale: Scale, arms: dict[str, KVShiftConfig | None], seeds: int, *, first_seed: int = 0, **changes: Any
 ) -> tuple[Run, ...]:
     """Every arm at every seed, seed by seed, so that an interrupted experiment has whole pairs."""
     return tuple(
         language_run(arm, scale, shift, seed, **changes)
-        for seed in range(seeds)
+        for seed in range(first_seed, first_seed + seeds)
         for arm, shift in arms.items()
     )
 
@@ -114,7 +117,7 @@ def measure_copying(settings: Settings, place: Place) -> dict[str, Any]:
 
 def _measure(settings: Settings, place: Place, watch: Watch | None) -> dict[str, Any]:
     fields = dict(settings)
-    text = place.texts.prepared(fields.pop("text"))
+    text = place.texts.prepared(fields.pop("text"), fields["tokens"])
     recipe = Recipe(data=text, **fields)
     record = train(recipe, place.folder, watch=watch)
     finished = record.status == "finished"

@@ -10,6 +10,9 @@ from typing import Any
 from kvshift.tasks.text import TextRequest, prepare
 from kvshift.tasks.text.sources import find_sources
 
+MOST_TIMES = 4
+"""Reading a text more often teaches it by heart: final losses then compare that, and spread widely."""
+
 Say = Callable[[str], None]
 
 
@@ -34,8 +37,12 @@ class Texts:
         """Raises DataError if a source is not there; reads nothing."""
         find_sources(TextRequest(sources=self.sources))
 
-    def prepared(self, settings: dict[str, Any]) -> Path:
+    def prepared(self, settings: dict[str, Any], tokens: int) -> Path:
         """The folder of the text prepared by these fields of `TextRequest`; its name says what is in it.
+
+        Args:
+            settings: of the text, as runs have them.
+            tokens: that a run reads; where that is too often for the text, a line says so.
 
         Raises:
             UsageError, DataError, OutputError: see `prepare`.
@@ -43,7 +50,15 @@ class Texts:
         key = tuple(sorted(settings.items()))
         if key not in self._prepared:
             self.say(f"Preparing {', '.join(self.sources) or 'Python’s standard library'}")
-            self._prepared[key] = prepare(TextRequest(sources=self.sources, **settings)).folder
+            data = prepare(TextRequest(sources=self.sources, **settings))
+            self._prepared[key] = data.folder
+            there = data.summary()["train_tokens"]
+            if tokens > MOST_TIMES * there:
+                self.say(
+                    f"Of this text {there:,} tokens are for training, and a run reads {tokens:,}: all of it "
+                    f"{tokens / there:.1f} times. Models will learn it by heart, so that final losses say "
+                    f"less; give --text with at least {tokens // MOST_TIMES:,} tokens."
+                )
         return self._prepared[key]
 
     def for_another_process(self) -> Texts:

@@ -34,7 +34,7 @@ def measured_beside(
     """
     for task in tasks:  # each would prepare it for itself
         if "text" in task.run.settings:
-            texts.prepared(task.run.settings["text"])
+            texts.prepared(task.run.settings["text"], task.run.settings["tokens"])
     others = set(multiprocessing.active_children())
     pool = _pool(jobs, gpu_names(torch.cuda.device_count()))
     futures: dict[Future[RunRecord], Task] = {}

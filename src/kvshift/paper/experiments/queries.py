@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale
-from kvshift.paper.language import Arms, arms_runs, default_multiple, measure
+from kvshift.paper.language import MODEL_RATES, Arms, arms_runs, default_multiple, measure
 from kvshift.paper.learning import interval
 from kvshift.paper.loss_figures import draw_gains
 from kvshift.shift import KVShiftConfig
 
-MODEL_RATES: dict[Scale, float] = {"tiny": 3e-3, "small": 3e-3, "gpu": 1e-3}
-"""Of `SIZES`. The taps' rate is written as its multiple, as in `starts`, which so has some of these runs."""
-
 
 def _arms(model_rate: float) -> dict[str, KVShiftConfig | None]:
+    """The taps' rate is written as its multiple, as in `starts`, which so has some of these runs."""
     multiple = default_multiple(model_rate)
     return {
         "vanilla": None,

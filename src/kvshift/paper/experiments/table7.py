@@ -94,7 +94,7 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
 
 EXPERIMENT = Experiment(
     name="table7",
-    version=1,
+    version=2,  # letters follow each other; in version 1 each was drawn
     title="Grade-school maths, longer than trained",
     claim="Trained on problems of at most 12 (21) operations, KV shift solves more problems of 15 (24).",
     paper="12 → 15: .8154, .8909; 21 → 24: .8711, .9062",

@@ -1,7 +1,7 @@
 """Problems and solutions in words, as ids.
 
 <problem> mill.owl equals barn.hat minus 4. barn.hat equals 9. What is mill.owl? <solution>
-Define barn.hat as K; so K = 9. Define mill.owl as d; so d = K - 4 = 9 - 4 = 5. <end>
+Define barn.hat as K; so K = 9. Define mill.owl as L; so L = K - 4 = 9 - 4 = 5. <end>
 """
 
 from __future__ import annotations
