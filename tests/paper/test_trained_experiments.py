@@ -27,15 +27,16 @@ Shares = Callable[[Curve], dict[str, list[float]]]
 def made_up(name: str, scale: Scale, shares: Shares) -> list[Measurement]:
     """A record of each run, with the accuracies that `shares` gives at its evaluations by score.
 
-    A score `graded` goes to what the model wrote itself.
+    A score `graded` goes to what the model wrote itself: of the test's problems, and of those as long as the
+    longest it learned from.
     """
     made = []
     for run in EXPERIMENTS[name].runs[scale]:
         measured = {"status": "finished", "parameters": 1, "tap_parameters": 0, "points": [], "grades": {}}
         found = shares(curve(Measurement(run.settings, measured)))
-        for kind in ("answers", "right"):
-            if "graded" in found:
-                measured["grades"][kind] = [round(found["graded"][0] * SIZE), SIZE]
+        for kind, share in zip(("answers", "trained_answers"), found.get("graded", []), strict=False):
+            measured["grades"][kind] = [round(share * SIZE), SIZE]
+            measured["grades"][kind.replace("answers", "right")] = [round(share * SIZE / 2), SIZE]
         scores = {score: values for score, values in found.items() if score != "graded"}
         evaluations = len(next(iter(scores.values()))) if scores else 0
         measured["points"] = [
@@ -199,14 +200,24 @@ def test_fig9(shares, expected) -> None:
 # Grade-school maths
 
 
-def maths(gain: Callable[[int, int], float], level=0.5) -> Shares:
-    """`gain` by operations of the test and seed."""
+def maths(
+    gain: Callable[[int, int], float],
+    level: float = 0.5,
+    as_long: Callable[[int], float] = lambda seed: 0.0,
+) -> Shares:
+    """`gain` by operations of the test and seed; `as_long` by seed, of problems as long as those learned."""
 
     def shares(run: Curve) -> dict[str, list[float]]:
         more = gain(run.task_settings["test_operations"], run.seed) if run.shifted else 0
-        return {"answer": [0.5], "graded": [level + more]}
+        known = 0.6 + as_long(run.seed) if run.shifted else 0.6
+        return {"answer": [0.5], "graded": [level + more, known]}
 
     return shares
+
+
+def no_longer_ones(test: int, seed: int) -> float:
+    """Gains of those who guess."""
+    return 0.01
 
 
 @pytest.mark.parametrize(
@@ -216,11 +227,27 @@ def maths(gain: Callable[[int, int], float], level=0.5) -> Shares:
         (maths(lambda test, seed: 0.1 if test == 15 else 0.1 * seed), "partly"),
         (maths(lambda test, seed: 0.1 if test == 15 else -0.1), "not"),
         (maths(lambda test, seed: 0.0), "not"),
-        (maths(lambda test, seed: 0.01, level=0.04), "undecided"),
+        (maths(lambda test, seed: 0.0, as_long=lambda seed: 0.1), "not"),
+        (maths(lambda test, seed: 0.1, as_long=lambda seed: -0.1), "reproduced"),
+        (maths(no_longer_ones, level=0.04), "undecided"),
+        (maths(no_longer_ones, level=0.04, as_long=lambda seed: 0.1), "partly"),
+        (maths(no_longer_ones, level=0.04, as_long=lambda seed: 0.1 * seed), "undecided"),
+        (maths(no_longer_ones, level=0.04, as_long=lambda seed: -0.1), "undecided"),
+        # Those of 15 operations are learned, those of 24 are not.
+        (maths(lambda test, seed: 0.1 if test == 15 else 0.01, level=0.04), "undecided"),
     ],
 )
 def test_table7(shares, expected) -> None:
     assert verdict("table7", "gpu", shares) == expected
+
+
+def test_table7_tells_of_both_lengths() -> None:
+    shares = maths(lambda test, seed: 0.1, as_long=lambda seed: 0.1 * (seed + 1))
+    judged = EXPERIMENTS["table7"].judge(made_up("table7", "gpu", shares))
+    assert "12 → 15: 0.500, 0.600; 21 → 24: 0.500, 0.600" in judged.ours
+    assert "24 operations 0.100 [0.100, 0.100]. Of problems as long" in judged.finding
+    assert "12 operations 0.600, 0.800, a gain of 0.200 [-0.048, 0.448]" in judged.finding
+    assert "12 operations 0.300, 0.400; 15 operations 0.250, 0.300; 21" in judged.finding
 
 
 def test_fig9_tells_how_vanilla_came_there() -> None:

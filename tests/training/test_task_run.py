@@ -10,9 +10,9 @@ from task_recipes import GPT2, LLAMA, SHIFT, make_recipe
 from torch.nn import functional as F
 
 from kvshift.errors import OutputError, UsageError
-from kvshift.tasks.gsm import GradeSchoolMaths, prompt
+from kvshift.tasks.gsm import GradeSchoolMaths, prompt, solution
 from kvshift.tasks.induction import Induction
-from kvshift.tasks.task import IGNORED
+from kvshift.tasks.task import IGNORED, Count
 from kvshift.training import task_run
 from kvshift.training.derivations import write_derivations
 from kvshift.training.model import tap_parameters
@@ -176,6 +176,24 @@ def test_derivations_written_together_are_those_written_alone(shift) -> None:
     assert len({tuple(written) for written in together}) > 1
 
 
+def test_problems_of_both_lengths_are_graded(monkeypatch) -> None:
+    """By a model that solves what is no longer than it learned from, and begins the others."""
+    longer = {**GSM, "test_operations": 3}
+    trained = TaskModel(make_recipe(task="gsm", task_settings=longer, graded_problems=4))
+    lengths = []
+
+    def write(model, problems, size) -> list[list[int]]:
+        lengths.append({problem.operations for problem in problems})
+        return [solution(problem)[0][: None if problem.operations < 3 else 2] for problem in problems]
+
+    monkeypatch.setattr(task_run, "write_derivations", write)
+    assert trained.grade() == {
+        "answers": Count(0, 4), "right": Count(0, 4),
+        "trained_answers": Count(4, 4), "trained_right": Count(4, 4),
+    }
+    assert sorted(map(tuple, lengths)) == [(2,), (3,)]
+
+
 # Going on
 
 
@@ -198,7 +216,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch) ->
     whole = train_task(recipe, tmp_path / "whole")
     assert [point.step for point in whole.points] == [3, 6, 7]
     assert whole.status == "finished"
-    assert whole.grades.keys() == {"answers", "right"}
+    assert whole.grades.keys() == {"answers", "right", "trained_answers", "trained_right"}
     assert whole.tap_parameters == 2 * 2 * 2 * 2
     for at in (2, 3, 5):
         _interrupted(recipe, tmp_path / "parts", monkeypatch, at)

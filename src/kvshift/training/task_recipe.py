@@ -55,7 +55,10 @@ class TaskRecipe(BaseModel):
     evaluation_batches: int = Field(1, ge=1, description="The task's test batches 0, 1, …, always the same.")
     evaluation_rows: int = Field(ge=1, description="Rows in each of them.")
     graded_problems: int = Field(
-        0, ge=0, description="gsm only: test problems that the trained model solves by itself."
+        0,
+        ge=0,
+        description="gsm only: test problems that the trained model solves by itself, and as many that are "
+        "as long as the longest it learned from.",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="cuda computes in bfloat16 under autocast.")
     compile: bool = Field(

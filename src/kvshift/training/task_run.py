@@ -204,12 +204,21 @@ class TaskModel:
         return merge(found)
 
     def grade(self) -> Scores:
-        """The scores of derivations that the model writes by itself."""
+        """The scores of derivations that the model writes by itself.
+
+        Of test problems; and, with `trained_` before a score's name, of as many other new problems that take
+        as many operations as the longest it has learned from.
+        """
         assert isinstance(self.task, GradeSchoolMaths)  # `made_task` refuses grades of others
-        problems = self.task.problems(0, self.recipe.graded_problems)
+        as_long = dataclasses.replace(self.task, test_operations=self.task.train_operations)
+        trained = {f"trained_{name}": count for name, count in self._graded(as_long).items()}
+        return {**self._graded(self.task), **trained}
+
+    def _graded(self, task: GradeSchoolMaths) -> Scores:
+        problems = task.problems(0, self.recipe.graded_problems)
         with self.autocast():
             written = write_derivations(self.model, problems, _WRITTEN_TOGETHER)
-        return self.task.grade(problems, written)
+        return task.grade(problems, written)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Fills a checkpoint."""

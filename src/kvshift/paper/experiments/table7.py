@@ -7,9 +7,10 @@ from typing import Any
 
 from kvshift.paper.curves import Series, draw_series
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
-from kvshift.paper.learning import Curve, curve, gains, interval, llama, lost, make_run, measure
+from kvshift.paper.learning import Curve, Interval, curve, gains, interval, llama, lost, make_run, measure
 
-SCORE = "answers"
+LONGER, AS_LONG = "answers", "trained_answers"  # test problems; those as long as the longest learned from
+STRICTLY = {LONGER: "right", AS_LONG: "trained_right"}
 LEARNED = 0.1  # above the 4 to 6% of guesses
 
 
@@ -40,8 +41,8 @@ def _by_test(measurements: Sequence[Measurement]) -> dict[tuple[int, int], list[
     return found
 
 
-def _graded(each: Curve) -> float:
-    return each.graded(SCORE)
+def _shares(curves: Sequence[Curve], score: str, *, shifted: bool) -> list[float]:
+    return [each.graded(score) for each in curves if each.shifted is shifted]
 
 
 def judge(measurements: Sequence[Measurement]) -> Judgement:
@@ -49,59 +50,81 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     by_test = _by_test(measurements)
     if nothing := lost([each for curves in by_test.values() for each in curves]):
         return nothing
-    found = {test: interval(gains(curves, _graded)) for test, curves in by_test.items()}
-    learned = all(max(map(_graded, curves)) >= LEARNED for curves in by_test.values())
-    verdict: Verdict = "not"
-    if not learned:
-        verdict = "undecided"
-    elif all(gain.mean > 0 for gain in found.values()):
-        verdict = "reproduced" if all(gain.low > 0 for gain in found.values()) else "partly"
-    said = []
-    for (train, test), curves in by_test.items():
-        vanilla, shifted = (
-            interval([_graded(each) for each in curves if each.shifted is arm]).mean for arm in (False, True)
-        )
-        said.append(f"{train} → {test}: {vanilla:.3f}, {shifted:.3f}")
-    strictly = ", ".join(
-        f"{interval(gains(curves, lambda each: each.graded('right')))}" for curves in by_test.values()
-    )
+
+    def learned(score: str) -> bool:
+        return all(max(each.graded(score) for each in curves) >= LEARNED for curves in by_test.values())
+
+    def gained(score: str) -> dict[tuple[int, int], Interval]:
+        return {
+            test: interval(gains(curves, lambda each: each.graded(score))) for test, curves in by_test.items()
+        }
+
+    longer, as_long = gained(LONGER), gained(AS_LONG)
+    verdict: Verdict = "undecided"
+    if learned(LONGER):
+        verdict = "not"
+        if all(gain.mean > 0 for gain in longer.values()):
+            verdict = "reproduced" if all(gain.low > 0 for gain in longer.values()) else "partly"
+    elif learned(AS_LONG) and all(gain.low > 0 for gain in as_long.values()):
+        verdict = "partly"
     return Judgement(
         verdict=verdict,
-        ours="vanilla, KV shift: " + "; ".join(said),
+        ours="vanilla, KV shift: "
+        + "; ".join(f"{train} → {test}: {_arms(by_test[train, test], LONGER)}" for train, test in by_test),
         finding="KV shift's gain in correct answers: "
-        + "; ".join(f"{train} → {test} operations {gain}" for (train, test), gain in found.items())
-        + f". In derivations right from beginning to end: {strictly}.",
+        + "; ".join(f"{train} → {test} operations {gain}" for (train, test), gain in longer.items())
+        + ". Of problems as long as the longest learned from: "
+        + "; ".join(
+            f"{train} operations {_arms(by_test[train, test], AS_LONG)}, a gain of {gain}"
+            for (train, test), gain in as_long.items()
+        )
+        + ". Derivations right from beginning to end: "
+        + "; ".join(
+            f"{operations} operations {_arms(by_test[train, test], STRICTLY[score])}"
+            for train, test in by_test
+            for operations, score in ((train, AS_LONG), (test, LONGER))
+        )
+        + ".",
+    )
+
+
+def _arms(curves: Sequence[Curve], score: str) -> str:
+    """Both arms' means."""
+    return ", ".join(
+        f"{interval(_shares(curves, score, shifted=shifted)).mean:.3f}" for shifted in (False, True)
     )
 
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
-    """Correct answers against operations of the test, an arm a line."""
-    by_test = _by_test(measurements)
-    series = [
-        Series(
-            name,
-            {
-                test: [_graded(each) for each in curves if each.shifted is shifted]
-                for (_, test), curves in by_test.items()
-            },
-        )
-        for name, shifted in (("KV shift", True), ("vanilla", False))
-    ]
-    trained = " and ".join(str(train) for train, _ in by_test)
-    panel = (f"trained on at most {trained} operations", series)
-    return draw_series([panel], "operations of the test", "answers that are right", kind)
+    """Correct answers to problems as long as the longest learned from and to longer ones, an arm a line."""
+    panels = []
+    for (train, test), curves in _by_test(measurements).items():
+        series = [
+            Series(
+                name,
+                {
+                    operations: _shares(curves, score, shifted=shifted)
+                    for operations, score in ((train, AS_LONG), (test, LONGER))
+                },
+            )
+            for name, shifted in (("KV shift", True), ("vanilla", False))
+        ]
+        panels.append((f"trained on at most {train} operations", series))
+    return draw_series(panels, "operations of the problem", "answers that are right", kind)
 
 
 EXPERIMENT = Experiment(
     name="table7",
-    version=2,  # letters follow each other; in version 1 each was drawn
+    version=2,  # letters follow each other; problems as long as the longest learned from are graded, too
     title="Grade-school maths, longer than trained",
     claim="Trained on problems of at most 12 (21) operations, KV shift solves more problems of 15 (24).",
     paper="12 → 15: .8154, .8909; 21 → 24: .8711, .9062",
     rule="Reproduced if at every test KV shift answers more test problems correctly than vanilla, with a 95% "
-    "interval over paired seeds that leaves out 0; partly if only the means are above; undecided if at some "
-    f"test no run answers {LEARNED:.0%}, or a run diverged; not otherwise. (The model's size is not the "
-    "paper's, which it does not give.)",
+    "interval over paired seeds that leaves out 0; partly if only the means are above; not otherwise. Where "
+    f"at some test no run answers {LEARNED:.0%}, longer problems say nothing: then partly if at every test "
+    "such an interval leaves out 0 for problems as long as the longest learned from, and some run answers "
+    f"{LEARNED:.0%} of those; else undecided. Undecided, too, if a run diverged. (The model is not of the "
+    "paper's size, which it does not give.)",
     runs={
         "tiny": _runs(
             "tiny",
