@@ -188,8 +188,10 @@ def test_problems_of_both_lengths_are_graded(monkeypatch) -> None:
 
     monkeypatch.setattr(task_run, "write_derivations", write)
     assert trained.grade() == {
-        "answers": Count(0, 4), "right": Count(0, 4),
-        "trained_answers": Count(4, 4), "trained_right": Count(4, 4),
+        "answers": Count(0, 4),
+        "right": Count(0, 4),
+        "trained_answers": Count(4, 4),
+        "trained_right": Count(4, 4),
     }
     assert sorted(map(tuple, lengths)) == [(2,), (3,)]
 

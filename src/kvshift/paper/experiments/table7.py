@@ -16,7 +16,7 @@ LEARNED = 0.1  # above the 4 to 6% of guesses
 
 def _runs(scale: Scale, seeds: dict[tuple[int, int], int], **fields: Any) -> tuple[Run, ...]:
     """`seeds`: how many of each most operations of training and operations of the test."""
-    length = fields.pop("length")
+    of_all = {name: fields.pop(name) for name in ("length", "unneeded") if name in fields}
     return tuple(
         make_run(
             f"train{train}-test{test}",
@@ -24,7 +24,7 @@ def _runs(scale: Scale, seeds: dict[tuple[int, int], int], **fields: Any) -> tup
             shifted=shifted,
             seed=seed,
             task="gsm",
-            task_settings={"train_operations": train, "test_operations": test, "length": length},
+            task_settings={"train_operations": train, "test_operations": test, **of_all},
             **fields,
         )
         for (train, test), count in seeds.items()
@@ -142,6 +142,7 @@ EXPERIMENT = Experiment(
             "small",
             {(3, 4): 3},
             length=192,
+            unneeded=1,  # learned sooner than with 4
             model=llama(64, 2, 4),
             steps=12_000,  # in 2,000 neither arm learns to compute
             batch_size=16,
