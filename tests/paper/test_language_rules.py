@@ -9,7 +9,7 @@ import pytest
 from kvshift.paper.experiment import Measurement, Scale, Settings
 from kvshift.paper.experiments import EXPERIMENTS, starts
 from kvshift.paper.language import PAPER
-from kvshift.shift import KVShiftConfig
+from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
 
 Loss = Callable[[Settings], float | None]
 TEN_TIMES = KVShiftConfig(lr_multiplier=10.0)  # the default, where the model learns at 3e-3
@@ -248,7 +248,8 @@ def test_half_induction(scale: Scale) -> None:
         """`one`: of half induction at the first seed."""
 
         def loss(settings: Settings) -> float | None:
-            assert settings["seed"] >= 3  # those of `structures` were known
+            taps_learn_at = settings["shift"]["lr_multiplier"] * settings["learning_rate"]
+            assert taps_learn_at == pytest.approx(TAP_LEARNING_RATE)
             if settings["shift"]["init"] == "structured":
                 return 3.8
             return one if settings["seed"] == 3 else half
@@ -261,6 +262,11 @@ def test_half_induction(scale: Scale) -> None:
     assert verdict("half_induction", losses(3.7, None), scale=scale) == "undecided"
     found = EXPERIMENTS["half_induction"].judge(made_up("half_induction", losses(3.7, 3.9), scale=scale))
     assert found.finding == "Ahead at 7 of 8 seeds."
+    mine, known = (
+        [run.settings for run in EXPERIMENTS[name].runs[scale]] for name in ("half_induction", "structures")
+    )
+    assert not {each["seed"] for each in mine} & {each["seed"] for each in known}
+    assert all(each["model"] == known[0]["model"] for each in mine)
 
 
 def test_structures_are_judged_at_the_default_rate() -> None:

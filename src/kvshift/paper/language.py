@@ -63,8 +63,10 @@ SIZES: dict[Scale, Settings] = {
 """Beside the arm and the seed. The paper's learning rate is constant after its warm-up; ours fall to a tenth,
 as in PAPER.md §7, whose CPU runs `small` repeats; `gpu` is a third of its GPU runs."""
 
-MODEL_RATES: dict[Scale, float] = {"tiny": 3e-3, "small": 3e-3, "gpu": 1e-3}
-"""Of `SIZES`."""
+MODEL_RATES: dict[Scale, float] = {
+    scale: size.get("learning_rate", Recipe.model_fields["learning_rate"].default)
+    for scale, size in SIZES.items()
+}
 
 
 def language_run(arm: str, scale: Scale, shift: KVShiftConfig | None, seed: int, **changes: Any) -> Run:

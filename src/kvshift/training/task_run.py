@@ -43,7 +43,7 @@ from kvshift.training.task_recipe import TaskRecipe
 
 CHECKPOINT_SECONDS = 60.0
 _NONE = -1  # what is predicted where nothing is asked
-_WRITTEN_TOGETHER = 512  # derivations; a token of one model takes a GPU about as long for 64 as for 512
+_WRITTEN_TOGETHER = 512  # derivations: each token of a batch is a pass of its own, so the fewer batches
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ class TaskModel:
     def grade(self) -> Scores:
         """The scores of derivations that the model writes by itself.
 
-        Of test problems; and, with `trained_` before a score's name, of as many other new problems that take
-        as many operations as the longest it has learned from.
+        Of test problems; and, with `trained_` before a score's name, of as many that take as many operations
+        as the longest it has learned from (the same ones, where tests are no longer than those).
         """
         assert isinstance(self.task, GradeSchoolMaths)  # `made_task` refuses grades of others
         as_long = dataclasses.replace(self.task, test_operations=self.task.train_operations)

@@ -163,7 +163,7 @@ def test_what_is_drawn_uniformly_is_uniform() -> None:
 
 
 def test_letters_follow_each_other_from_any_on() -> None:
-    """Of letters drawn one by one, the likeliest is always the same, and greedy derivations repeat it."""
+    """Letters drawn one by one are about equally likely, and greedy derivations tend to repeat one."""
     random = Random(2)
     for _ in range(200):
         steps = read_solution(decode(solution(draw_problem(random, 9, 2))[0]))

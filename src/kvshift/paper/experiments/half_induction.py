@@ -23,7 +23,7 @@ INITS: dict[str, Init] = {
     "a quarter induction, a quarter mirror": "structured",
     "half induction": "half_induction",
 }
-"""Of a layer's heads; the others start plain, half of them in either arm."""
+"""Of a layer's heads; the other half starts plain in both."""
 
 FIRST_SEED = 3  # after those of `structures`, which were looked at before this was asked
 
@@ -46,7 +46,7 @@ def _runs(scale: Scale, seeds: int) -> tuple[Run, ...]:
 
 def _leads(measurements: Sequence[Measurement]) -> list[float]:
     arms = Arms(measurements, NAMED)
-    quarters, half = arms.by_name
+    quarters, half = _arms(arms.all[0].learning_rate)
     return arms.gains(half, quarters)
 
 

@@ -51,22 +51,18 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     if nothing := lost([each for curves in by_test.values() for each in curves]):
         return nothing
 
-    def learned(score: str) -> bool:
-        return all(max(each.graded(score) for each in curves) >= LEARNED for curves in by_test.values())
-
     def gained(score: str) -> dict[tuple[int, int], Interval]:
         return {
             test: interval(gains(curves, lambda each: each.graded(score))) for test, curves in by_test.items()
         }
 
     longer, as_long = gained(LONGER), gained(AS_LONG)
+    learned = all(max(each.graded(LONGER) for each in curves) >= LEARNED for curves in by_test.values())
     verdict: Verdict = "undecided"
-    if learned(LONGER):
+    if learned:
         verdict = "not"
         if all(gain.mean > 0 for gain in longer.values()):
             verdict = "reproduced" if all(gain.low > 0 for gain in longer.values()) else "partly"
-    elif learned(AS_LONG) and all(gain.low > 0 for gain in as_long.values()):
-        verdict = "partly"
     return Judgement(
         verdict=verdict,
         ours="vanilla, KV shift: "
@@ -120,11 +116,10 @@ EXPERIMENT = Experiment(
     claim="Trained on problems of at most 12 (21) operations, KV shift solves more problems of 15 (24).",
     paper="12 → 15: .8154, .8909; 21 → 24: .8711, .9062",
     rule="Reproduced if at every test KV shift answers more test problems correctly than vanilla, with a 95% "
-    "interval over paired seeds that leaves out 0; partly if only the means are above; not otherwise. Where "
-    f"at some test no run answers {LEARNED:.0%}, longer problems say nothing: then partly if at every test "
-    "such an interval leaves out 0 for problems as long as the longest learned from, and some run answers "
-    f"{LEARNED:.0%} of those; else undecided. Undecided, too, if a run diverged. (The model is not of the "
-    "paper's size, which it does not give.)",
+    "interval over paired seeds that leaves out 0; partly if only the means are above; undecided if at some "
+    f"test no run answers {LEARNED:.0%}, or a run diverged; not otherwise. (Problems as long as the longest "
+    "learned from are reported beside it: the claim is not about them. The model is not of the paper's size, "
+    "which it does not give.)",
     runs={
         "tiny": _runs(
             "tiny",
@@ -142,7 +137,7 @@ EXPERIMENT = Experiment(
             "small",
             {(3, 4): 3},
             length=192,
-            unneeded=1,  # learned sooner than with 4
+            unneeded=1,  # one run with KV shift had learned to compute by step 4,800
             model=llama(64, 2, 4),
             steps=12_000,  # in 2,000 neither arm learns to compute
             batch_size=16,

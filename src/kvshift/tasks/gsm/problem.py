@@ -83,8 +83,8 @@ def draw_problem(random: Random, operations: int, unneeded: int) -> Problem:
 
     Unneeded parameters depend on any that come before them, needed or not. The first letter is drawn from all
     52, so that a longer solution than those learned from uses no letter for the first time. The others follow
-    in order: if all were drawn, whoever writes the likeliest token would write the same letter again and
-    again, for that a letter is taken makes the others hardly likelier.
+    in order, which is decided here: of letters that are all drawn, whoever writes the likeliest token may
+    well write one that is taken, for that it is makes the others hardly likelier.
     """
     graph = _draw_graph(random, operations)
     needed = len(graph)
