@@ -53,8 +53,9 @@ class Texts:
         key = tuple(sorted(settings.items()))
         if key not in self._prepared:
             self.say(f"Preparing {', '.join(self.sources) or 'Python’s standard library'}")
-            self._prepared[key] = prepare(TextRequest(sources=self.sources, **settings)).folder
-            self._warn(TextData.open(self._prepared[key]), tokens)
+            text = prepare(TextRequest(sources=self.sources, **settings))
+            self._warn(text, tokens)
+            self._prepared[key] = text.folder
         return self._prepared[key]
 
     def _warn(self, text: TextData, tokens: int) -> None:
