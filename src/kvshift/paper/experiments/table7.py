@@ -14,9 +14,10 @@ STRICTLY = {LONGER: "right", AS_LONG: "trained_right"}
 LEARNED = 0.1  # above the 4 to 6% of guesses
 
 
-def _runs(scale: Scale, seeds: dict[tuple[int, int], int], **fields: Any) -> tuple[Run, ...]:
+def _runs(
+    scale: Scale, seeds: dict[tuple[int, int], int], problems: dict[str, int], **fields: Any
+) -> tuple[Run, ...]:
     """`seeds`: how many of each most operations of training and operations of the test."""
-    of_all = {name: fields.pop(name) for name in ("length", "unneeded") if name in fields}
     return tuple(
         make_run(
             f"train{train}-test{test}",
@@ -24,7 +25,7 @@ def _runs(scale: Scale, seeds: dict[tuple[int, int], int], **fields: Any) -> tup
             shifted=shifted,
             seed=seed,
             task="gsm",
-            task_settings={"train_operations": train, "test_operations": test, **of_all},
+            task_settings={"train_operations": train, "test_operations": test, **problems},
             **fields,
         )
         for (train, test), count in seeds.items()
@@ -124,7 +125,7 @@ EXPERIMENT = Experiment(
         "tiny": _runs(
             "tiny",
             {(2, 3): 2},
-            length=160,
+            {"length": 160},
             model=llama(16, 1, 2),
             steps=4,
             batch_size=4,
@@ -136,8 +137,7 @@ EXPERIMENT = Experiment(
         "small": _runs(
             "small",
             {(3, 4): 3},
-            length=192,
-            unneeded=1,  # one run with KV shift had learned to compute by step 4,800
+            {"length": 192, "unneeded": 1},  # one run with KV shift had learned to compute by step 4,800
             model=llama(64, 2, 4),
             steps=12_000,  # in 2,000 neither arm learns to compute
             batch_size=16,
@@ -151,7 +151,7 @@ EXPERIMENT = Experiment(
         "gpu": _runs(
             "gpu",
             {(12, 15): 3, (21, 24): 3},
-            length=1024,
+            {"length": 1024},
             model=llama(256, 6, 4),
             steps=3000,
             batch_size=64,
