@@ -14,6 +14,8 @@ from kvshift.paper.experiments.fig9 import PUBLISHED, PUBLISHED_HOPS
 from kvshift.paper.learning import Curve, curve
 from kvshift.paper.records import ResultsFolder, RunRecord
 from kvshift.paper.reproduce import reproduce
+from kvshift.training.model import draw_model
+from kvshift.training.task_recipe import TaskRecipe
 from kvshift.training.task_run import TaskModel
 
 pytest.importorskip("matplotlib")
@@ -114,6 +116,17 @@ def width(gaps: dict[int, tuple[float, float, float]]) -> Shares:
 )
 def test_fig1b(gaps, expected) -> None:
     assert verdict("fig1b", "gpu", width(gaps)) == expected
+
+
+def test_fig1b_leaves_half_of_the_narrowest_head_to_contents() -> None:
+    """In both arms two of its four rotary frequencies hardly turn within a row; with Llama's base none."""
+    recipes = [TaskRecipe(**run.settings) for run in EXPERIMENTS["fig1b"].runs["small"]]
+    narrowest = [each for each in recipes if each.model["hidden_size"] == 8]
+    assert {each.shift is None for each in narrowest} == {True, False}
+    for recipe in narrowest:
+        turns = draw_model(recipe, 256).model.rotary_emb.inv_freq * recipe.sequence_length
+        assert len(turns) == 4
+        assert (turns < 0.01).sum() == 2
 
 
 # 3-gram rules

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kvshift.errors import OutputError, UsageError
 from kvshift.tasks.gsm import GradeSchoolMaths, prompt, solution
+from kvshift.tasks.gsm.words import END
 from kvshift.tasks.induction import Induction
 from kvshift.tasks.task import IGNORED, Count
 from kvshift.training import task_run
@@ -165,15 +166,22 @@ def test_derivations_written_together_are_those_written_alone(shift) -> None:
     trained = enlarged(gsm(shift=shift))
     task = trained.task
     assert isinstance(task, GradeSchoolMaths)
-    problems = task.problems(0, 5)
+    longer = dataclasses.replace(task, test_operations=task.train_operations + 1)
+    problems = [*task.problems(0, 3), *longer.problems(0, 2)]
     assert len({len(prompt(problem)) for problem in problems}) > 1  # else nothing is padded
     together = write_derivations(trained.model, problems, 5)
-    for problem, written in zip(problems, together, strict=True):
-        (alone,) = write_derivations(trained.model, [problem], 1)
-        shorter = min(len(alone), len(written))
-        assert shorter > 10
-        assert written[:shorter] == alone[:shorter]
+    alone = write_derivations(trained.model, problems, 1)
+    for one, other in zip(together, alone, strict=True):
+        assert _until_end(one) == _until_end(other)
     assert len({tuple(written) for written in together}) > 1
+    # They run on until they are cut off, all at one length although the true ones have several.
+    assert END not in alone[0]
+    assert len({len(solution(problem)[0]) for problem in problems}) > 1
+    assert len(set(map(len, alone))) == 1
+
+
+def _until_end(written: list[int]) -> list[int]:
+    return written[: written.index(END) + 1] if END in written else written
 
 
 def test_problems_of_both_lengths_are_graded(monkeypatch) -> None:

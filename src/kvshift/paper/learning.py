@@ -21,8 +21,12 @@ SHIFT = KVShiftConfig(init="paper", lr_multiplier=1.0).to_dict()
 """The paper's own setting: its claims are what is checked, not this package's default."""
 
 
-def llama(hidden: int, layers: int, heads: int) -> Settings:
-    """A Llama whose feed-forward layers are as wide, beside its hidden size, as in the paper's 1.5B model."""
+def llama(hidden: int, layers: int, heads: int, rotary_base: float | None = None) -> Settings:
+    """A Llama whose feed-forward layers are as wide, beside its hidden size, as in the paper's 1.5B model.
+
+    Without a `rotary_base` it is Llama's own, 10,000.
+    """
+    rotary = {"rope_parameters": {"rope_type": "default", "rope_theta": rotary_base}}
     return {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -30,6 +34,7 @@ def llama(hidden: int, layers: int, heads: int) -> Settings:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
+        **(rotary if rotary_base else {}),
     }
 
 

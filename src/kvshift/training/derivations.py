@@ -15,8 +15,8 @@ from kvshift.tasks.gsm.words import END, PAD
 def write_derivations(model: Any, problems: Sequence[Problem], size: int) -> list[list[int]]:
     """What `model` writes after each problem's prompt, token ids; what follows `<end>` is padding.
 
-    Prompts are padded on the left. A derivation may be a quarter longer than the longest true one of its
-    batch; then it is cut off.
+    Prompts are padded on the left. A derivation may be a quarter longer than the longest true one of all
+    problems; then it is cut off, so that `size` decides nothing but the time it takes.
 
     Args:
         model: a causal language model over the problems' vocabulary.
@@ -27,11 +27,11 @@ def write_derivations(model: Any, problems: Sequence[Problem], size: int) -> lis
     prompts = [prompt(problem) for problem in problems]
     order = sorted(range(len(problems)), key=lambda number: len(prompts[number]))
     written: list[list[int]] = [[] for _ in problems]
+    longest = max(len(solution(problem)[0]) for problem in problems)
     was_training = model.training
     model.eval()
     for begin in range(0, len(order), size):
         numbers = order[begin : begin + size]
-        longest = max(len(solution(problems[number])[0]) for number in numbers)
         found = _continue(model, [prompts[number] for number in numbers], longest + longest // 4)
         for number, ids in zip(numbers, found, strict=True):
             written[number] = ids

@@ -64,7 +64,7 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     """The gain over the other start, every seed."""
     panels = {"Half of the heads at induction": {"half induction": _leads(measurements)}}
-    return draw_gains(panels, "gain over a quarter induction, a quarter mirror, nats a token", kind)
+    return draw_gains(panels, "gain over the default's start, nats a token", kind)
 
 
 EXPERIMENT = Experiment(
