@@ -119,10 +119,11 @@ def test_fig1b(gaps, expected) -> None:
 
 
 def test_fig1b_leaves_half_of_the_narrowest_head_to_contents() -> None:
-    """In both arms two of its four rotary frequencies hardly turn within a row; with Llama's base none."""
+    """In both arms two of its four rotary frequencies hardly turn in a row; wider heads have Llama's own."""
     recipes = [TaskRecipe(**run.settings) for run in EXPERIMENTS["fig1b"].runs["small"]]
     narrowest = [each for each in recipes if each.model["hidden_size"] == 8]
     assert {each.shift is None for each in narrowest} == {True, False}
+    assert all("rope_parameters" not in each.model for each in recipes if each not in narrowest)
     for recipe in narrowest:
         turns = draw_model(recipe, 256).model.rotary_emb.inv_freq * recipe.sequence_length
         assert len(turns) == 4

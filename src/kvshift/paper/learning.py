@@ -26,7 +26,9 @@ def llama(hidden: int, layers: int, heads: int, rotary_base: float | None = None
 
     Without a `rotary_base` it is Llama's own, 10,000.
     """
-    rotary = {"rope_parameters": {"rope_type": "default", "rope_theta": rotary_base}}
+    rotary: Settings = {}
+    if rotary_base is not None:
+        rotary = {"rope_parameters": {"rope_type": "default", "rope_theta": rotary_base}}
     return {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -34,7 +36,7 @@ def llama(hidden: int, layers: int, heads: int, rotary_base: float | None = None
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        **(rotary if rotary_base else {}),
+        **rotary,
     }
 
 

@@ -16,7 +16,7 @@ def write_derivations(model: Any, problems: Sequence[Problem], size: int) -> lis
     """What `model` writes after each problem's prompt, token ids; what follows `<end>` is padding.
 
     Prompts are padded on the left. A derivation may be a quarter longer than the longest true one of all
-    problems; then it is cut off, so that `size` decides nothing but the time it takes.
+    problems; then it is cut off, so that where does not depend on `size`.
 
     Args:
         model: a causal language model over the problems' vocabulary.
