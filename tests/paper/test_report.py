@@ -72,6 +72,20 @@ def test_the_page_names_devices_and_versions_of_the_runs(make_experiment, only, 
     assert f"Done with {done_with}</p>" in page
 
 
+def test_the_page_says_where_a_time_is_not_the_whole(make_experiment, only, tmp_path) -> None:
+    one = make_experiment("one")
+    only(one)
+    (outcome,) = reproduce([one], "small", tmp_path, print)
+    whole = [each.model_copy(update={"seconds": 40.04}) for each in outcome.records]
+    page = render([dataclasses.replace(outcome, records=whole)], "novels")
+    assert "3 runs, 120 s, " in page
+    assert page.count("<td>40.0 s</td>") == 3
+    part = [*whole[:2], whole[2].model_copy(update={"resumed": True})]
+    page = render([dataclasses.replace(outcome, records=part)], "novels")
+    assert "3 runs, at least 120 s, " in page
+    assert page.count("<td>40.0 s since it went on</td>") == 1
+
+
 def test_the_command_names_the_text_too(make_experiment, only, tmp_path, capsys) -> None:
     only(make_experiment("one"), reading(make_experiment("other")))
     (tmp_path / "[red]novel.txt").write_text("Once.")

@@ -44,8 +44,11 @@ def test_an_interrupted_reproduction_goes_on_where_it_stopped(make_experiment, c
     assert (tmp_path / "squares" / "runs" / "square-4" / "checkpoint").exists()
     assert not (tmp_path / "squares" / "verdict.json").exists()
     counter.stop_at = None
-    reproduce([make_experiment()], "small", tmp_path, print)
+    said: list[str] = []
+    (outcome,) = reproduce([make_experiment()], "small", tmp_path, said.append)
     assert counter.done == [2, 3, 4]
+    assert [record.resumed for record in outcome.records] == [False, False, True]
+    assert next(line for line in said if "square-4" in line).endswith(" s since it went on")
     reproduce([make_experiment()], "small", tmp_path, print)
     assert counter.done == [2, 3, 4]
 

@@ -48,7 +48,7 @@ class Progress:
     def measured(self, task: Task, record: RunRecord) -> None:
         """Records a run that was done."""
         self.worked += 1
-        self._recorded(task, record, f"{record.seconds:.1f} s")
+        self._recorded(task, record, record.took)
 
     def shared(self, task: Task, record: RunRecord) -> None:
         """Records a run that another experiment has done."""

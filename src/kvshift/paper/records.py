@@ -56,9 +56,15 @@ class RunRecord(BaseModel):
     settings: dict[str, Any]
     measured: dict[str, Any]
     started: str = Field(description="UTC, ISO 8601")
-    seconds: float
+    seconds: float = Field(description="Since it went on, where it was resumed")
+    resumed: bool = Field(False, description="After an interruption; records from before 2026-12 do not say")
     device: str = Field(description="For people")
     versions: dict[str, str]
+
+    @property
+    def took(self) -> str:
+        """Seconds, for people."""
+        return f"{self.seconds:.1f} s{' since it went on' if self.resumed else ''}"
 
     def measurement(self) -> Measurement:
         """What judges and figures read."""

@@ -65,7 +65,8 @@ def _section(outcome: Outcome) -> dict[str, Any]:
         "ours": outcome.judgement.ours,
         "finding": outcome.judgement.finding,
         "figure": base64.b64encode(outcome.figure).decode(),
-        "seconds": f"{sum(record.seconds for record in records):.0f}",
+        "took": f"{'at least ' if any(record.resumed for record in records) else ''}"
+        f"{sum(record.seconds for record in records):.0f} s",
         "reads_text": outcome.reads_text,
         "devices": "; ".join(sorted({record.device for record in records})),
         "versions": _versions(records),
@@ -76,7 +77,7 @@ def _section(outcome: Outcome) -> dict[str, Any]:
             {
                 "name": record.run,
                 "settings": ", ".join(f"{name} {value}" for name, value in record.settings.items()),
-                "seconds": f"{record.seconds:.1f}",
+                "took": record.took,
             }
             for record in records
         ],
