@@ -46,6 +46,7 @@ ROOMS = {
         "models",
         "shift",
         "durations",
+        "processes",
         "files",
         "errors",
     },

@@ -41,6 +41,25 @@ def test_help_does_not_wait_for_torch() -> None:
     assert "--budget" in done.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch brings another OpenMP")
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_waiting_threads_soon_sleep(given, spins) -> None:
+    """As the OpenMP library itself tells, which reads its settings when PyTorch is imported."""
+    ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    plain = {name: value for name, value in ENVIRONMENT.items() if name not in ours}
+    done = subprocess.run(
+        [sys.executable, "-m", "kvshift", "reproduce", "nothing"],
+        env={**plain, "OMP_DISPLAY_ENV": "verbose", **given},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
 def test_a_terminal_without_the_signs_is_no_reason_to_fail(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

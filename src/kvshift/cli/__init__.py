@@ -13,6 +13,7 @@ import typer
 from kvshift import __version__
 from kvshift.cli import bench, convert, doctor, inspect, pilot, reproduce, train
 from kvshift.errors import KVShiftError, OutputError, UsageError
+from kvshift.processes import spin_briefly
 
 INTERRUPTED = 130
 
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without "×" or "✔" shows a question mark
             stream.reconfigure(errors="replace")
+    spin_briefly()
     try:
         _refuse_unwritable(arguments)
         code = app(args=arguments, prog_name="kvshift", standalone_mode=False)

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 import kvshift.errors as errors
-from kvshift.processes import VISIBLE_GPUS, end_with_parent, environment, seeing_gpu
+from kvshift.processes import VISIBLE_GPUS, end_with_parent, environment, seeing_gpu, spin_briefly
 
 PRELOAD = ("kvshift.pilot.jobs",)
 REQUESTS_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -48,10 +48,7 @@ def start_server() -> None:
 
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking for a GPU forbids forking
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that wait long in a spin slow steps twentyfold as soon as anything else wants a core; threads
-    # that never spin lose a third on an idle machine (docs/results/pilot.md).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    spin_briefly()
     multiprocessing.set_forkserver_preload(list(PRELOAD))
     # Ctrl-C on the terminal reaches every process: only the pilot itself acts on it.
     in_main_thread = threading.current_thread() is threading.main_thread()
