@@ -27,7 +27,7 @@ def write_derivations(model: Any, problems: Sequence[Problem], size: int) -> lis
     prompts = [prompt(problem) for problem in problems]
     order = sorted(range(len(problems)), key=lambda number: len(prompts[number]))
     written: list[list[int]] = [[] for _ in problems]
-    longest = max(len(solution(problem)[0]) for problem in problems)
+    longest = max((len(solution(problem)[0]) for problem in problems), default=0)
     was_training = model.training
     model.eval()
     for begin in range(0, len(order), size):
