@@ -13,14 +13,9 @@ SCORE = "determined"  # as PAPER.md §4 measured it
 GAP = 0.73  # its difference at hidden 64, after 800 steps
 WIDEST = 64  # that decides
 HEAD = 16  # channels, or the whole width where that is less
-WIDTHS: dict[int, dict[str, Any]] = {  # of both arms: narrow models bear and need larger steps
-    8: {"learning_rate": 1e-2},
-    16: {"learning_rate": 3e-3},
-    32: {"learning_rate": 3e-3},
-    64: {"learning_rate": 3e-3},
-}
-NARROWEST = {**WIDTHS[8], "rotary_base": 1e9, "schedule": "linear"}
-"""Hidden 8, at scales tiny and small. A head of 8 channels has four rotary frequencies, two channels each. In
+RATES = {8: 1e-2, 16: 3e-3, 32: 3e-3, 64: 3e-3}  # of both arms: narrow models bear and need larger steps
+NARROWEST = {"rotary_base": 1e9, "schedule": "linear"}
+"""Hidden 8 at scales tiny and small. A head of 8 channels has four rotary frequencies, two channels each. In
 a row of 128 Llama's base of 10,000 turns three of them by more than a radian; this one turns two by less than
 a hundredth of one. The rate falls, too, as in the runs that chose the base."""
 
@@ -30,11 +25,21 @@ def _run(scale: Scale, width: int, *, shifted: bool, rotary_base: float | None =
     return make_run(f"width{width}", scale, shifted=shifted, task="induction", model=model, **fields)
 
 
-def _runs(scale: Scale, seeds: int, widths: dict[int, dict[str, Any]], **fields: Any) -> tuple[Run, ...]:
+def _runs(
+    scale: Scale, seeds: int, rates: dict[int, float], narrowest: dict[str, Any], **fields: Any
+) -> tuple[Run, ...]:
+    """`narrowest`: fields in which the smallest width differs from the others."""
     return tuple(
-        _run(scale, width, shifted=shifted, seed=seed, **own, **fields)
+        _run(
+            scale,
+            width,
+            shifted=shifted,
+            seed=seed,
+            learning_rate=rate,
+            **(fields | narrowest if width == min(rates) else fields),
+        )
         for seed in range(1, seeds + 1)  # the rates were chosen with seed 0
-        for width, own in widths.items()
+        for width, rate in rates.items()
         for shifted in (True, False)
     )
 
@@ -91,7 +96,8 @@ EXPERIMENT = Experiment(
         "tiny": _runs(
             "tiny",
             2,
-            {8: NARROWEST, 16: WIDTHS[16]},
+            {8: 1e-2, 16: 3e-3},
+            NARROWEST,
             task_settings={"vocab_size": 32, "candidates": 16, "length": 32},
             steps=4,
             batch_size=8,
@@ -101,11 +107,10 @@ EXPERIMENT = Experiment(
         "small": _runs(
             "small",
             3,
-            {
-                **{width: {**own, "steps": 800} for width, own in WIDTHS.items()},
-                8: {**NARROWEST, "steps": 2400},  # after 800 one of three had not begun
-            },
+            RATES,
+            NARROWEST | {"steps": 2400},  # after 800 one of three had not begun
             task_settings={"vocab_size": 256, "candidates": 64, "length": 128},
+            steps=800,
             batch_size=32,
             warmup_steps=40,
             evaluate_every=40,
@@ -114,7 +119,8 @@ EXPERIMENT = Experiment(
         "gpu": _runs(
             "gpu",
             3,
-            {**WIDTHS, 64: {"learning_rate": 1e-3}, 128: {"learning_rate": 1e-3}},
+            {**RATES, 64: 1e-3, 128: 1e-3},
+            {},
             steps=2000,
             batch_size=256,
             warmup_steps=100,
