@@ -9,6 +9,7 @@ import pytest
 from kvshift.paper.experiment import Measurement, Scale, Settings
 from kvshift.paper.experiments import EXPERIMENTS, starts
 from kvshift.paper.language import PAPER
+from kvshift.paper.learning import interval
 from kvshift.shift import TAP_LEARNING_RATE, KVShiftConfig
 
 Loss = Callable[[Settings], float | None]
@@ -243,30 +244,49 @@ def test_structures() -> None:
 
 
 @pytest.mark.parametrize("scale", ["small", "gpu"])
-def test_half_induction(scale: Scale) -> None:
-    def losses(half: float, one: float | None) -> Loss:
-        """`one`: of half induction at the first seed."""
+def test_structures_anew(scale: Scale) -> None:
+    def losses(one: float, others: float = 3.9, first: float | None = 0.0) -> Loss:
+        """`one`: of half induction; `first`: its loss at the first seed, where that is another."""
 
         def loss(settings: Settings) -> float | None:
             taps_learn_at = settings["shift"]["lr_multiplier"] * settings["learning_rate"]
             assert taps_learn_at == pytest.approx(TAP_LEARNING_RATE)
-            if settings["shift"]["init"] == "structured":
-                return 3.8
-            return one if settings["seed"] == 3 else half
+            init = settings["shift"]["init"]
+            if init == "half_induction":
+                return first if first != 0 and settings["seed"] == 3 else one
+            return 3.8 if init == "structured" else others
 
         return loss
 
-    assert verdict("half_induction", losses(3.7, 3.7), scale=scale) == "reproduced"
-    assert verdict("half_induction", losses(3.9, 3.9), scale=scale) == "not"
-    assert verdict("half_induction", losses(3.7, 4.5), scale=scale) == "undecided"
-    assert verdict("half_induction", losses(3.7, None), scale=scale) == "undecided"
-    found = EXPERIMENTS["half_induction"].judge(made_up("half_induction", losses(3.7, 3.9), scale=scale))
-    assert found.finding == "Ahead at 7 of 8 seeds."
+    assert verdict("structures_anew", losses(3.7), scale=scale) == "reproduced"
+    assert verdict("structures_anew", losses(3.9), scale=scale) == "not"
+    assert verdict("structures_anew", losses(3.8), scale=scale) == "undecided"  # not all lie below
+    assert verdict("structures_anew", losses(3.7, first=4.5), scale=scale) == "undecided"
+    assert verdict("structures_anew", losses(3.7, first=None), scale=scale) == "undecided"
+    assert verdict("structures_anew", losses(3.9, others=3.7), scale=scale) == "reproduced"
+    found = EXPERIMENTS["structures_anew"].judge(
+        made_up("structures_anew", losses(3.7, first=3.9), scale=scale)
+    )
+    assert found.finding == (
+        "Ahead: half induction at 7 of 8 seeds; half induction, half mirror at 0 of 8 seeds; all induction "
+        "at 0 of 8 seeds."
+    )
     mine, known = (
-        [run.settings for run in EXPERIMENTS[name].runs[scale]] for name in ("half_induction", "structures")
+        [run.settings for run in EXPERIMENTS[name].runs[scale]] for name in ("structures_anew", "structures")
     )
     assert not {each["seed"] for each in mine} & {each["seed"] for each in known}
     assert all(each["model"] == known[0]["model"] for each in mine)
+    assert {str(each["shift"]) for each in mine} <= {str(each["shift"]) for each in known}
+
+
+def test_structures_anew_asks_three_at_once() -> None:
+    leads = [0.013, 0.003, 0.02, 0.001, -0.002, 0.01, 0.0, 0.006]  # above 0 at 95%, not at 98.3%
+    assert interval(leads).low > 0 > interval(leads, 1 - 0.05 / 3).low
+
+    def loss(settings: Settings) -> float:
+        return 3.8 - leads[settings["seed"] - 3] * (settings["shift"]["init"] == "induction")
+
+    assert verdict("structures_anew", loss, scale="gpu") == "undecided"
 
 
 def test_structures_are_judged_at_the_default_rate() -> None:
@@ -411,7 +431,7 @@ def test_the_seeds_that_are_left_do_not_decide_alone() -> None:
     "name",
     [
         *("fig5a", "fig5b", "fig6", "fig8a", "fig8b", "fig8c", "fig10"),
-        *("structures", "half_induction", "queries", "tap_rate"),
+        *("structures", "structures_anew", "queries", "tap_rate"),
     ],
 )
 def test_a_diverged_run_is_drawn_and_judged(name: str) -> None:

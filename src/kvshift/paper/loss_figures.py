@@ -62,11 +62,12 @@ def draw_over_tokens(
     return paint(kind, max(3.6 * len(panels), 4.8), 3.5, painter)
 
 
-def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str) -> bytes:
-    """Gains by arm: a dot a seed, the mean, and its 95% interval where there are several and all are finite.
+def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str, confidence: float = 0.95) -> bytes:
+    """Gains by arm: a dot a seed, the mean, and its interval where there are several and all are finite.
 
     Args:
         panels: by title.
+        confidence: of the intervals.
 
     Raises:
         UsageError: see `paint`.
@@ -76,19 +77,19 @@ def draw_gains(panels: Mapping[str, Gains], xlabel: str, kind: str) -> bytes:
     def painter(figure: Figure) -> None:
         places = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
         for axes, (title, gains) in zip(places, panels.items(), strict=True):
-            gains_on(axes, gains)
+            gains_on(axes, gains, confidence)
             axes.set(title=title, xlabel=xlabel)
 
     return paint(kind, 4.4 * len(panels), 1.2 + 0.27 * rows, painter)
 
 
-def gains_on(axes: Any, gains: Gains) -> None:
+def gains_on(axes: Any, gains: Gains, confidence: float = 0.95) -> None:
     """One panel of `draw_gains`."""
     for row, every in enumerate(gains.values()):
         values = [value for value in every if math.isfinite(value)]  # there is no place for the others
         if not values:
             continue
-        found = interval(values)
+        found = interval(values, confidence)
         axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.4, ms=4, mew=0)
         axes.plot([found.mean], [row], "|", color="C0", ms=11, mew=2)
         if math.isfinite(found.low) and len(values) == len(every):
