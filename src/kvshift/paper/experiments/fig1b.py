@@ -15,9 +15,9 @@ WIDEST = 64  # that decides
 HEAD = 16  # channels, or the whole width where that is less
 RATES = {8: 1e-2, 16: 3e-3, 32: 3e-3, 64: 3e-3}  # of both arms: narrow models bear and need larger steps
 NARROWEST = {"rotary_base": 1e9, "schedule": "linear"}
-"""Hidden 8 at scales tiny and small. A head of 8 channels has four rotary frequencies, two channels each. In
-a row of 128 Llama's base of 10,000 turns three of them by more than a radian; this one turns two by less than
-a hundredth of one. The rate falls, too, as in the runs that chose the base."""
+"""Hidden 8. A head of 8 channels has four rotary frequencies, two channels each. In a row of 128 Llama's base
+of 10,000 turns three of them by more than a radian; this one turns two by less than a hundredth of one. The
+rate falls, too, as in the runs that chose the base."""
 
 
 def _run(scale: Scale, width: int, *, shifted: bool, rotary_base: float | None = None, **fields: Any) -> Run:
@@ -119,8 +119,8 @@ EXPERIMENT = Experiment(
         "gpu": _runs(
             "gpu",
             3,
-            {**RATES, 64: 1e-3, 128: 1e-3},
-            {},
+            {**RATES, 8: 3e-3, 64: 1e-3, 128: 1e-3},
+            NARROWEST | {"steps": 3000},
             steps=2000,
             batch_size=256,
             warmup_steps=100,
