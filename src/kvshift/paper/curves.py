@@ -65,7 +65,7 @@ def draw_curves(panels: Sequence[Panel], score: str, ylabel: str, kind: str) -> 
 
 
 def draw_series(panels: Sequence[tuple[str, Sequence[Series]]], xlabel: str, ylabel: str, kind: str) -> bytes:
-    """Means against a whole number, with 95% intervals over seeds where there are several.
+    """Means against a whole number; where there are several seeds, a dot each and a 95% interval.
 
     Raises:
         UsageError: see `paint`.
@@ -119,5 +119,8 @@ def _series(axes: Any, series: Series, colour: str) -> None:
     )
     if all(len(values) == 1 for values in series.values.values()):
         low = high = [0.0] * len(found)
-    style = {"fmt": "o-", "ms": 3, "capsize": 2, "color": colour}
+    else:
+        every = [(x, value) for x, values in series.values.items() for value in values]
+        axes.plot(*zip(*every, strict=True), "o", color=colour, alpha=0.4, ms=4, mew=0)
+    style = {"fmt": "o-", "ms": 3, "capsize": 2, "elinewidth": 0.8, "color": colour}
     axes.errorbar(list(series.values), means, (low, high), label=series.label, **style)
