@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvshift.pilot.results import Verdict
+from kvshift.pilot.results import Estimate, Verdict
 from kvshift.pilot.statistics import mean_interval
 from kvshift.pilot.verdict import MARGIN, MOST_SEEDS, Effort, Evidence, Reason, decide, seeds_needed
 
 EFFORT = Effort(seconds=600, seconds_per_seed=180, fixed_seconds=60)
 LOSS = 4.0
+SAVED = Estimate(value=0.3, low=0.2, high=0.4, n=3)
 CLAIMS = {"adopt", "harmful"}
 COUNTS = {"pairs", "candidate_diverged", "baseline_diverged"}
 GAINS = {"gain", "low", "high", "largest_gain", "largest_low", "largest_high", "margin", "gain_share"}
@@ -30,10 +31,15 @@ def judge(differences: Any, **changes: Any) -> Verdict:
         "differences": table.ravel().tolist(),
         "baseline_loss": LOSS,
         "throughput_ratio": 1.0,
-        "time_saved": 0.3,
+        "time_saved": SAVED,
         "data_saved": 0.3,
     }
     return decide(Evidence(**(evidence | changes)), EFFORT)
+
+
+def saved(value: float, low: float | None, high: float | None) -> Estimate:
+    """Of the training time."""
+    return Estimate(value=value, low=low, high=high, n=3)
 
 
 CLEAR = [[0.30, 0.31, 0.29], [0.20, 0.22, 0.21], [0.10, 0.11, 0.12]]
@@ -51,9 +57,14 @@ MIXED = [[-0.20, -0.21, -0.19], [-0.3, -0.3, -0.3], [0.9, 0.92, 0.91]]
     ("table", "changes", "decision", "decided", "reason"),
     [
         (CLEAR, {}, "adopt", True, Reason.ADOPT_CLEAR),
-        (CLEAR, {"throughput_ratio": None, "time_saved": None}, "adopt", True, Reason.ADOPT_CLEAR),
-        (CLEAR, {"throughput_ratio": 0.9, "time_saved": 0.1}, "adopt", True, Reason.ADOPT_SLOWER),
-        (CLEAR, {"throughput_ratio": 0.5, "time_saved": -0.1}, "bigger_pilot", True, Reason.GAIN_BUT_SLOWER),
+        (CLEAR, {"throughput_ratio": None, "time_saved": None}, "adopt", True, Reason.ADOPT_TIME_UNCLEAR),
+        (CLEAR, {"throughput_ratio": 0.9}, "adopt", True, Reason.ADOPT_SLOWER),
+        (CLEAR, {"time_saved": saved(0.1, -0.1, 0.3)}, "adopt", True, Reason.ADOPT_TIME_UNCLEAR),
+        (CLEAR, {"time_saved": saved(-0.1, -0.3, 0.1)}, "adopt", True, Reason.ADOPT_TIME_UNCLEAR),
+        (CLEAR, {"time_saved": saved(0.1, None, None)}, "adopt", True, Reason.ADOPT_TIME_UNCLEAR),
+        (CLEAR, {"time_saved": saved(0.1, 0.05, None)}, "adopt", True, Reason.ADOPT_CLEAR),
+        (CLEAR, {"time_saved": saved(-0.1, None, -0.05)}, "bigger_pilot", True, Reason.GAIN_BUT_SLOWER),
+        (CLEAR, {"time_saved": saved(-0.1, -0.2, -0.05)}, "bigger_pilot", True, Reason.GAIN_BUT_SLOWER),
         (CLEAR, {"candidate_diverged": 1}, "bigger_pilot", False, Reason.CANDIDATE_UNSTABLE),
         (CLEAR, {"baseline_diverged": 3}, "adopt", True, Reason.ADOPT_CLEAR),
         (CLEAR, {"candidate_diverged": 6}, "harmful", True, Reason.HARMFUL_DIVERGES),

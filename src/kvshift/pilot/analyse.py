@@ -177,7 +177,7 @@ def _verdict(
         baseline_loss=top.baseline_loss.value if top.baseline_loss else None,
         throughput_ratio=top.throughput_ratio.value if top.throughput_ratio else None,
         data_saved=top.data_saved.value if top.data_saved else None,
-        time_saved=top.time_saved.value if top.time_saved else None,
+        time_saved=top.time_saved,
         candidate_diverged=candidate_diverged,
         baseline_diverged=baseline_diverged,
     )

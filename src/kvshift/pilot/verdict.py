@@ -13,9 +13,11 @@ on.
 4. Both intervals lie above zero, both gains are at least the margin, and the pairs agree:
    - **bigger pilot** (`candidate_unstable`) if the candidate diverged in a pair whose baseline finished, for
      then the pairs that are left are the candidate's lucky ones;
-   - **bigger pilot** (`gain_but_slower`) if the training time saved at the largest size is negative: better
-     for the same data, but not for the same time. Small models overstate what the shift costs a step;
-   - **adopt** (`adopt_slower` if a step takes longer, yet time is saved; else `adopt_clear`).
+   - **bigger pilot** (`gain_but_slower`) if the interval of the training time saved at the largest size lies
+     below zero: better for the same data, but not for the same time. Small models overstate what the shift
+     costs a step;
+   - **adopt**: `adopt_time_unclear` if that interval holds zero, or there is none, for the gain does not hang
+     on the clock; `adopt_slower` if a step takes longer, yet time is saved; else `adopt_clear`.
 5. **No benefit** (`null_precise`): both intervals end below the margin; a gain worth acting on is excluded.
    If the overall interval spans zero, which arm is ahead stays undecided, and `decided` says so.
 6. **Bigger pilot** otherwise: `largest_unclear` (the overall interval is clear of zero, the largest size's is
@@ -64,8 +66,9 @@ class Reason(StrEnum):
     would not decide, else 0.0), and sets `Verdict.next_budget_seconds`.
     """
 
-    ADOPT_CLEAR = "adopt_clear"  # adopt
-    ADOPT_SLOWER = "adopt_slower"  # adopt: throughput_ratio < 1, time_saved >= 0
+    ADOPT_CLEAR = "adopt_clear"  # adopt: throughput_ratio >= 1, time_saved > 0
+    ADOPT_SLOWER = "adopt_slower"  # adopt: throughput_ratio < 1, time_saved > 0
+    ADOPT_TIME_UNCLEAR = "adopt_time_unclear"  # adopt: time_saved spans zero, or is missing
     GAIN_BUT_SLOWER = "gain_but_slower"  # bigger_pilot, decided: throughput_ratio, time_saved < 0
     CANDIDATE_UNSTABLE = "candidate_unstable"  # bigger_pilot: candidate_diverged
     HARMFUL_CLEAR = "harmful_clear"  # harmful
@@ -89,7 +92,7 @@ class Evidence:
     baseline_loss: float | None  # at the largest size
     throughput_ratio: float | None = None  # candidate ÷ baseline at the largest size
     data_saved: float | None = None  # share at the largest size
-    time_saved: float | None = None  # share at the largest size
+    time_saved: Estimate | None = None  # share at the largest size
     candidate_diverged: int = 0  # pairs in which only the candidate diverged
     baseline_diverged: int = 0
 
@@ -126,6 +129,7 @@ def decide(evidence: Evidence, effort: Effort) -> Verdict:
 _DECISIONS: dict[Reason, Decision] = {
     Reason.ADOPT_CLEAR: "adopt",
     Reason.ADOPT_SLOWER: "adopt",
+    Reason.ADOPT_TIME_UNCLEAR: "adopt",
     Reason.HARMFUL_CLEAR: "harmful",
     Reason.NULL_PRECISE: "no_benefit",
 }
@@ -153,11 +157,14 @@ def _reason_for_gain(evidence: Evidence) -> Reason:
     """Rule 4: the gain is real; is it also worth having?"""
     if evidence.candidate_diverged:
         return Reason.CANDIDATE_UNSTABLE
-    if evidence.time_saved is None or evidence.throughput_ratio is None:
-        return Reason.ADOPT_CLEAR
-    if evidence.time_saved < 0:
+    time, ratio = evidence.time_saved, evidence.throughput_ratio
+    if time is None or ratio is None:
+        return Reason.ADOPT_TIME_UNCLEAR
+    if time.high is not None and time.high < 0:
         return Reason.GAIN_BUT_SLOWER
-    return Reason.ADOPT_SLOWER if evidence.throughput_ratio < 1 else Reason.ADOPT_CLEAR
+    if time.low is None or time.low <= 0:
+        return Reason.ADOPT_TIME_UNCLEAR
+    return Reason.ADOPT_SLOWER if ratio < 1 else Reason.ADOPT_CLEAR
 
 
 def pairs_agree(differences: Sequence[float]) -> bool:
@@ -230,7 +237,7 @@ def _values(evidence: Evidence, overall: Estimate, largest: Estimate, margin: fl
     measured = {
         "data_saved": evidence.data_saved,
         "throughput_ratio": evidence.throughput_ratio,
-        "time_saved": evidence.time_saved,
+        "time_saved": evidence.time_saved.value if evidence.time_saved else None,
     }
     return {
         "gain": overall.value,
