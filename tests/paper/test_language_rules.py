@@ -245,28 +245,29 @@ def test_structures() -> None:
 
 @pytest.mark.parametrize("scale", ["small", "gpu"])
 def test_structures_anew(scale: Scale) -> None:
-    def losses(one: float, others: float = 3.9, first: float | None = 0.0) -> Loss:
-        """`one`: of half induction; `first`: its loss at the first seed, where that is another."""
+    def losses(half: dict[int, float | None], others: float = 3.9) -> Loss:
+        """`half`: of half induction, by seed, 3.7 elsewhere; `others`: of the two without plain heads."""
 
         def loss(settings: Settings) -> float | None:
             taps_learn_at = settings["shift"]["lr_multiplier"] * settings["learning_rate"]
             assert taps_learn_at == pytest.approx(TAP_LEARNING_RATE)
             init = settings["shift"]["init"]
             if init == "half_induction":
-                return first if first != 0 and settings["seed"] == 3 else one
+                return half.get(settings["seed"], 3.7)
             return 3.8 if init == "structured" else others
 
         return loss
 
-    assert verdict("structures_anew", losses(3.7), scale=scale) == "reproduced"
-    assert verdict("structures_anew", losses(3.9), scale=scale) == "not"
-    assert verdict("structures_anew", losses(3.8), scale=scale) == "undecided"  # not all lie below
-    assert verdict("structures_anew", losses(3.7, first=4.5), scale=scale) == "undecided"
-    assert verdict("structures_anew", losses(3.7, first=None), scale=scale) == "undecided"
-    assert verdict("structures_anew", losses(3.9, others=3.7), scale=scale) == "reproduced"
-    found = EXPERIMENTS["structures_anew"].judge(
-        made_up("structures_anew", losses(3.7, first=3.9), scale=scale)
-    )
+    worse: dict[int, float | None] = dict.fromkeys(range(3, 11), 3.9)
+    assert verdict("structures_anew", losses({}), scale=scale) == "reproduced"
+    assert verdict("structures_anew", losses(worse), scale=scale) == "not"
+    assert verdict("structures_anew", losses(worse, others=3.7), scale=scale) == "reproduced"
+    assert verdict("structures_anew", losses({}, others=3.8), scale=scale) == "reproduced"
+    assert verdict("structures_anew", losses(worse, others=3.8), scale=scale) == "undecided"  # not all below
+    assert verdict("structures_anew", losses({3: 4.5}), scale=scale) == "undecided"
+    assert verdict("structures_anew", losses({3: None}), scale=scale) == "undecided"
+    assert verdict("structures_anew", losses({3: None}, others=3.7), scale=scale) == "undecided"
+    found = EXPERIMENTS["structures_anew"].judge(made_up("structures_anew", losses({3: 3.9}), scale=scale))
     assert found.finding == (
         "Ahead: half induction at 7 of 8 seeds; half induction, half mirror at 0 of 8 seeds; all induction "
         "at 0 of 8 seeds."

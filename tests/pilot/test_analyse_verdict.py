@@ -94,7 +94,7 @@ def test_rule(table, changes, decision, decided, reason):
         assert verdict.next_budget_seconds >= 2 * EFFORT.seconds
     else:
         assert verdict.next_budget_seconds is None
-    if reason in (Reason.ADOPT_SLOWER, Reason.GAIN_BUT_SLOWER):
+    if reason in (Reason.ADOPT_CLEAR, Reason.ADOPT_SLOWER, Reason.GAIN_BUT_SLOWER):
         promised |= {"throughput_ratio", "time_saved"}
     assert promised <= set(verdict.values)
 

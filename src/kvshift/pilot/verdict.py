@@ -16,8 +16,9 @@ on.
    - **bigger pilot** (`gain_but_slower`) if the interval of the training time saved at the largest size lies
      below zero: better for the same data, but not for the same time. Small models overstate what the shift
      costs a step;
-   - **adopt**: `adopt_time_unclear` if that interval holds zero, or there is none, for the gain does not hang
-     on the clock; `adopt_slower` if a step takes longer, yet time is saved; else `adopt_clear`.
+   - **adopt**: `adopt_time_unclear` if that interval does not lie above zero either, or there is none, for
+     the gain does not hang on the clock; `adopt_slower` if a step takes longer, yet time is saved; else
+     `adopt_clear`.
 5. **No benefit** (`null_precise`): both intervals end below the margin; a gain worth acting on is excluded.
    If the overall interval spans zero, which arm is ahead stays undecided, and `decided` says so.
 6. **Bigger pilot** otherwise: `largest_unclear` (the overall interval is clear of zero, the largest size's is
@@ -68,7 +69,7 @@ class Reason(StrEnum):
 
     ADOPT_CLEAR = "adopt_clear"  # adopt: throughput_ratio >= 1, time_saved > 0
     ADOPT_SLOWER = "adopt_slower"  # adopt: throughput_ratio < 1, time_saved > 0
-    ADOPT_TIME_UNCLEAR = "adopt_time_unclear"  # adopt: time_saved spans zero, or is missing
+    ADOPT_TIME_UNCLEAR = "adopt_time_unclear"  # adopt: time saved is not decided, or not measured
     GAIN_BUT_SLOWER = "gain_but_slower"  # bigger_pilot, decided: throughput_ratio, time_saved < 0
     CANDIDATE_UNSTABLE = "candidate_unstable"  # bigger_pilot: candidate_diverged
     HARMFUL_CLEAR = "harmful_clear"  # harmful

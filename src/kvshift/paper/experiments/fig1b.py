@@ -13,11 +13,11 @@ SCORE = "determined"  # as PAPER.md §4 measured it
 GAP = 0.73  # its difference at hidden 64, after 800 steps
 WIDEST = 64  # that decides
 HEAD = 16  # channels, or the whole width where that is less
-RATES = {8: 1e-2, 16: 3e-3, 32: 3e-3, 64: 3e-3}  # of both arms: narrow models bear and need larger steps
+RATES = {8: 1e-2, 16: 3e-3, 32: 3e-3, 64: 3e-3}  # of both arms; not searched
 NARROWEST = {"rotary_base": 1e9, "schedule": "linear"}
 """Hidden 8. A head of 8 channels has four rotary frequencies, two channels each. In a row of 128 Llama's base
-of 10,000 turns three of them by more than a radian; this one turns two by less than a hundredth of one. The
-rate falls, too, as in the runs that chose the base."""
+of 10,000 turns three of them by more than a radian, in one of 512 the fourth by half a radian; this one turns
+two by less than a fiftieth. The rate falls, too, as in the runs that chose the base."""
 
 
 def _run(scale: Scale, width: int, *, shifted: bool, rotary_base: float | None = None, **fields: Any) -> Run:

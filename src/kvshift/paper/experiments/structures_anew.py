@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
@@ -28,7 +29,7 @@ INITS: dict[str, Init] = {
 """Of a layer's heads; the others start plain."""
 
 FIRST_SEED = 3  # after those of `structures`, which were looked at before this was asked
-CONFIDENCE = 1 - 0.05 / (len(INITS) - 1)  # of each interval; all hold in 95 of 100 experiments
+CONFIDENCE = 1 - 0.05 / (len(INITS) - 1)  # of each interval; all hold in 95 of 100 at least
 
 
 def _arms(model_rate: float) -> dict[str, KVShiftConfig | None]:
@@ -60,7 +61,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     found = {name: interval(values, CONFIDENCE) for name, values in leads.items()}
     verdicts = {lead.verdict for lead in found.values()}
     verdict: Verdict = "undecided"
-    if "reproduced" in verdicts:
+    whole = all(math.isfinite(lead.mean) for lead in found.values())  # no run diverged
+    if whole and "reproduced" in verdicts:
         verdict = "reproduced"
     elif verdicts == {"not"}:
         verdict = "not"
@@ -80,7 +82,9 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     """The gain of every other start over the default's, every seed."""
     panels = {"Starts, at seeds of their own": _leads(measurements)}
-    return draw_gains(panels, "gain over the default's start, nats a token", kind, CONFIDENCE)
+    return draw_gains(
+        panels, f"gain over the default's start, nats a token ({CONFIDENCE:.1%})", kind, CONFIDENCE
+    )
 
 
 EXPERIMENT = Experiment(
@@ -92,7 +96,8 @@ EXPERIMENT = Experiment(
     paper="does not ask",
     rule="Reproduced if, with taps at the default's rate and over paired seeds, of which `structures` has "
     f"none, the interval of another start's gain over the default's lies above 0, each at {CONFIDENCE:.1%}, "
-    "so that the three hold at 95% together; not if all three lie below; else undecided.",
+    "so that the three hold at 95% together; not if all three lie below; undecided if a run "
+    "diverged, and else.",
     runs={"tiny": _runs("tiny", 2), "small": _runs("small", 8), "gpu": _runs("gpu", 8)},
     uses_gpu=True,
     measure=measure,

@@ -165,7 +165,7 @@ EXPERIMENT = Experiment(
             evaluation_rows=64,
             graded_problems=500,
         ),
-        # In 3,000 steps one model of six derives problems of 12 operations, all of which fit rows of 512.
+        # In 3,000 steps one model of six derived problems of 12 operations; those of 15 fit rows of 512.
         "gpu": _gpu_runs((12, 15), length=512, steps=7000, batch_size=128)
         + _gpu_runs((21, 24), length=1024, steps=3000, batch_size=64),
     },
