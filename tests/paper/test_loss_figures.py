@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvshift.paper import loss_figures
-from kvshift.paper.curves import Panel, draw_curves
+from kvshift.paper.curves import Panel, Series, draw_curves, draw_series
 from kvshift.paper.learning import Curve, interval
 
 pytest.importorskip("matplotlib")
@@ -98,3 +98,25 @@ def test_accuracies_have_the_same_band(painted) -> None:
         pytest.approx((1, 0, interval([0, 0.1]).high)),
         pytest.approx((2, interval([0.9, 1]).low, 1)),
     ]
+
+
+def test_an_interval_of_a_gain_is_as_long_as_its_confidence_asks(painted) -> None:
+    gains = [0.1, 0.2, 0.6]
+
+    def drawn(*confidence: float) -> tuple[float, float]:
+        (axes,) = loss_figures.draw_gains({"title": {"arm": gains}}, "gain", "png", *confidence)
+        (low, high) = next(line.get_xdata() for line in axes.lines if line.get_linestyle() == "-")
+        return low, high
+
+    for found, asked in ((drawn(), 0.95), (drawn(0.983), 0.983)):
+        expected = interval(gains, asked)
+        assert found == pytest.approx((expected.low, expected.high))
+
+
+def test_each_seed_has_a_dot_beside_the_mean(painted) -> None:
+    several = Series("arm", {1: [0.1, 0.3], 2: [0.5]})
+    (axes,) = draw_series([("title", [several])], "x", "y", "png")
+    dots = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "None"]
+    assert [[1, 0.1], [1, 0.3], [2, 0.5]] in dots
+    (alone,) = draw_series([("title", [Series("arm", {1: [0.1]})])], "x", "y", "png")
+    assert not any(line.get_alpha() == 0.4 for line in alone.lines)
