@@ -81,10 +81,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     """The gain of every other start over the default's, every seed."""
-    panels = {"Starts, at seeds of their own": _leads(measurements)}
-    return draw_gains(
-        panels, f"gain over the default's start, nats a token ({CONFIDENCE:.1%})", kind, CONFIDENCE
-    )
+    panels = {f"At new seeds, {CONFIDENCE:.1%} intervals": _leads(measurements)}
+    return draw_gains(panels, "gain over the default's start, nats a token", kind, CONFIDENCE)
 
 
 EXPERIMENT = Experiment(
