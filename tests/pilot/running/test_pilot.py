@@ -260,16 +260,24 @@ def command(text: Path, folder: Path) -> list[str]:
     return [sys.executable, "-m", "kvshift", "pilot", str(text), "--out", str(folder), *options.split()]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_pilot_stopped_half_way_gives_the_same_losses_as_one_that_was_not(
-    how: signal.Signals, finished: Path, text: Path, tmp_path: Path
+def test_a_pilot_stopped_again_and_again_gives_the_same_losses_as_one_that_was_not(
+    finished: Path, text: Path, tmp_path: Path
 ) -> None:
+    """One that is stopped in every way there is, each time after another run, and then left to its end."""
     folder = tmp_path / "pilot"
+    for runs_done, how in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM), start=1):
+        stop_after(runs_done, how, command(text, folder), folder)
+        assert not (folder / "report.html").exists()
+    run_pilot(tiny(text), folder, console=Console(quiet=True))
+    assert losses(folder) == losses(finished)
+
+
+def stop_after(runs_done: int, how: signal.Signals, asked: list[str], folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(kvshift.__file__).parents[1])}
     process = subprocess.Popen(
-        command(text, folder), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        asked, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not list(folder.glob("runs/*/status.json")):
+    while len(list(folder.glob("runs/*/status.json"))) < runs_done:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -280,11 +288,7 @@ def test_a_pilot_stopped_half_way_gives_the_same_losses_as_one_that_was_not(
     if how != signal.SIGKILL:
         assert process.returncode == 130
         assert "Traceback" not in errors
-        assert f"pilot {text} --out {folder} --budget 1h" in errors
-    assert not (folder / "report.html").exists()
-
-    run_pilot(tiny(text), folder, console=Console(quiet=True))
-    assert losses(folder) == losses(finished)
+        assert f"pilot {asked[asked.index('pilot') + 1]} --out {folder} --budget 1h" in errors
 
 
 def losses(folder: Path) -> dict[str, float]:
