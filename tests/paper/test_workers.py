@@ -70,6 +70,36 @@ def _killed(*given) -> None:
     os._exit(9)
 
 
+def test_processes_that_are_done_leave_nothing_behind(tmp_path) -> None:
+    """Python would say so after the verdicts: a run on a GPU has semaphores of its own."""
+    program = tmp_path / "program.py"
+    program.write_text(_WITH_A_SEMAPHORE)
+    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 done\n", "")
+
+
+_WITH_A_SEMAPHORE = """
+import multiprocessing, sys
+from pathlib import Path
+from kvshift.paper import workers
+from kvshift.paper.place import Texts
+from kvshift.paper.progress import Task
+from kvshift.paper.records import ResultsFolder
+from kvshift.paper.reproduce import chosen
+
+def measure(*given):
+    global kept
+    kept = multiprocessing.Semaphore()
+
+if __name__ == "__main__":
+    workers._measure = measure
+    (experiment,) = chosen("theorem2")
+    tasks = [Task(experiment, experiment.runs["tiny"][0])] * 2
+    folder = ResultsFolder(Path(sys.argv[1]), "tiny")
+    print(len(list(workers.measured_beside(tasks, folder, Texts((), print), 2))), "done")
+"""
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="asks Linux")
 def test_processes_end_with_the_one_that_made_them(tmp_path) -> None:
     """However that ended."""

@@ -38,20 +38,23 @@ def measured_beside(
     others = set(multiprocessing.active_children())
     pool = _pool(jobs, gpu_names(torch.cuda.device_count()))
     futures: dict[Future[RunRecord], Task] = {}
+    all_done = False
     try:
         for task in tasks:
             names = task.experiment.name, task.run.name
             futures[pool.submit(_measure, *names, folder, texts.for_another_process())] = task
         for done in as_completed(futures):
             yield futures[done], done.result()
+        all_done = True
     except BrokenProcessPool:
         raise RunsFailedError(
             "A process of a run ended without a word, as it does when memory is short. Take fewer than "
             f"--jobs {jobs}; what is done is kept."
         ) from None
     finally:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+        if not all_done:  # they would go on; those that are idle end by themselves, and tidy up
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
         pool.shutdown()
 
 
