@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from kvshift.errors import RunsFailedError, UsageError
 from kvshift.paper import workers
 from kvshift.paper.place import Texts
+from kvshift.paper.progress import Task
+from kvshift.paper.records import ResultsFolder
 from kvshift.paper.reproduce import chosen, reproduce
 
 
@@ -70,6 +73,26 @@ def _killed(*given) -> None:
     os._exit(9)
 
 
+def test_a_process_that_does_not_end_by_itself_is_ended(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "_measure", _with_a_thread_that_goes_on)
+    monkeypatch.setattr(workers, "_TIDY_SECONDS", 0.5)
+    (experiment,) = chosen("theorem2")
+    tasks = [Task(experiment, experiment.runs["tiny"][0])]
+    began = time.monotonic()
+    assert (
+        len(list(workers.measured_beside(tasks, ResultsFolder(tmp_path, "tiny"), Texts((), print), 1))) == 1
+    )
+    assert time.monotonic() - began < _GOES_ON  # seconds; it would have been waited for
+    assert not multiprocessing.active_children()
+
+
+_GOES_ON = 60
+
+
+def _with_a_thread_that_goes_on(*given) -> None:
+    threading.Thread(target=time.sleep, args=(_GOES_ON,)).start()
+
+
 def test_processes_that_are_done_leave_nothing_behind(tmp_path) -> None:
     """Python would say so after the verdicts: a run on a GPU has semaphores of its own."""
     program = tmp_path / "program.py"
@@ -96,7 +119,7 @@ if __name__ == "__main__":
     (experiment,) = chosen("theorem2")
     tasks = [Task(experiment, experiment.runs["tiny"][0])] * 2
     folder = ResultsFolder(Path(sys.argv[1]), "tiny")
-    print(len(list(workers.measured_beside(tasks, folder, Texts((), print), 2))), "done")
+    print(len(list(workers.measured_beside(tasks, folder, Texts((), print), 1))), "done")
 """
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from kvshift.paper.progress import Task
 from kvshift.paper.records import ResultsFolder, RunRecord
 from kvshift.processes import end_with_parent, gpu_names, seeing_gpu
 from kvshift.training.cores import usable_cores
+
+_TIDY_SECONDS = 20.0
 
 
 def measured_beside(
@@ -52,10 +56,24 @@ def measured_beside(
             f"--jobs {jobs}; what is done is kept."
         ) from None
     finally:
-        if not all_done:  # they would go on; those that are idle end by themselves, and tidy up
-            for process in set(multiprocessing.active_children()) - others:
+        ours = set(multiprocessing.active_children()) - others
+        if all_done:
+            pool.shutdown(wait=False)
+            _let_them_tidy_up(ours)
+        for process in ours:
+            if process.is_alive():
                 process.terminate()
+        for process in ours:
+            process.join()
         pool.shutdown()
+
+
+def _let_them_tidy_up(processes: Iterable[BaseProcess]) -> None:
+    """Waits a while for processes that have nothing left to do: Python tells of what one leaves behind that
+    is ended from outside."""
+    until = time.monotonic() + _TIDY_SECONDS
+    for process in processes:
+        process.join(max(until - time.monotonic(), 0))
 
 
 class _Process(SpawnProcess):
