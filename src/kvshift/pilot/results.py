@@ -26,9 +26,16 @@ class Estimate(Model):
     n: int = 0  # pairs behind it
 
     @property
+    def side(self) -> int:
+        """1: the interval lies above zero, −1: below; 0: it holds zero, as one without that end does."""
+        if self.low is not None and self.low > 0:
+            return 1
+        return -1 if self.high is not None and self.high < 0 else 0
+
+    @property
     def clear_of_zero(self) -> bool:
         """Whether the interval lies on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return self.side != 0
 
     @property
     def turned(self) -> Estimate:

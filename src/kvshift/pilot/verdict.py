@@ -16,9 +16,8 @@ on.
    - **bigger pilot** (`gain_but_slower`) if the interval of the training time saved at the largest size lies
      below zero: better for the same data, but not for the same time. Small models overstate what the shift
      costs a step;
-   - **adopt**: `adopt_time_unclear` if that interval does not lie above zero either, or there is none, for
-     the gain does not hang on the clock; `adopt_slower` if a step takes longer, yet time is saved; else
-     `adopt_clear`.
+   - **adopt**: `adopt_time_unclear` if that interval holds zero, or there is none, for the gain does not hang
+     on the clock; `adopt_slower` if a step takes longer, yet time is saved; else `adopt_clear`.
 5. **No benefit** (`null_precise`): both intervals end below the margin; a gain worth acting on is excluded.
    If the overall interval spans zero, which arm is ahead stays undecided, and `decided` says so.
 6. **Bigger pilot** otherwise: `largest_unclear` (the overall interval is clear of zero, the largest size's is
@@ -138,7 +137,7 @@ _DECISIONS: dict[Reason, Decision] = {
 
 def _reason(evidence: Evidence, overall: Estimate, largest: Estimate, margin: float) -> Reason:
     """Rules 3 to 6."""
-    sides = {_side(overall), _side(largest)}
+    sides = {overall.side, largest.side}
     clear = sides in ({1}, {-1}) and pairs_agree(evidence.differences)
     large = min(abs(overall.value), abs(largest.value)) >= margin
     if clear and large and sides == {-1}:
@@ -159,12 +158,10 @@ def _reason_for_gain(evidence: Evidence) -> Reason:
     if evidence.candidate_diverged:
         return Reason.CANDIDATE_UNSTABLE
     time, ratio = evidence.time_saved, evidence.throughput_ratio
-    if time is None or ratio is None:
+    if time is None or ratio is None or not time.side:
         return Reason.ADOPT_TIME_UNCLEAR
-    if time.high is not None and time.high < 0:
+    if time.side < 0:
         return Reason.GAIN_BUT_SLOWER
-    if time.low is None or time.low <= 0:
-        return Reason.ADOPT_TIME_UNCLEAR
     return Reason.ADOPT_SLOWER if ratio < 1 else Reason.ADOPT_CLEAR
 
 
@@ -252,11 +249,6 @@ def _values(evidence: Evidence, overall: Estimate, largest: Estimate, margin: fl
         **_counts(evidence),
         **{key: value for key, value in measured.items() if value is not None},
     }
-
-
-def _side(estimate: Estimate) -> int:
-    """1: the interval lies above zero; -1: below; 0: it holds zero."""
-    return int(estimate.clear_of_zero) * (1 if estimate.value > 0 else -1)
 
 
 def _has_interval(estimate: Estimate | None) -> TypeGuard[Estimate]:

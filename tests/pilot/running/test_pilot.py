@@ -266,16 +266,16 @@ def test_a_pilot_stopped_again_and_again_gives_the_same_losses_as_one_that_was_n
     """One that is stopped in every way there is, each time after another run, and then left to its end."""
     folder = tmp_path / "pilot"
     for runs_done, how in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM), start=1):
-        stop_after(runs_done, how, command(text, folder), folder)
+        stop_after(runs_done, how, text, folder)
         assert not (folder / "report.html").exists()
     run_pilot(tiny(text), folder, console=Console(quiet=True))
     assert losses(folder) == losses(finished)
 
 
-def stop_after(runs_done: int, how: signal.Signals, asked: list[str], folder: Path) -> None:
+def stop_after(runs_done: int, how: signal.Signals, text: Path, folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(kvshift.__file__).parents[1])}
     process = subprocess.Popen(
-        asked, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(text, folder), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while len(list(folder.glob("runs/*/status.json"))) < runs_done:
         assert process.poll() is None, process.communicate()
@@ -288,7 +288,7 @@ def stop_after(runs_done: int, how: signal.Signals, asked: list[str], folder: Pa
     if how != signal.SIGKILL:
         assert process.returncode == 130
         assert "Traceback" not in errors
-        assert f"pilot {asked[asked.index('pilot') + 1]} --out {folder} --budget 1h" in errors
+        assert f"pilot {text} --out {folder} --budget 1h" in errors
 
 
 def losses(folder: Path) -> dict[str, float]:

@@ -111,6 +111,4 @@ class Context:
 
 def decided_side(estimate: Estimate | None) -> int:
     """1: clearly above zero, −1: clearly below, 0: undecided or without an interval."""
-    if estimate is None or not estimate.clear_of_zero:
-        return 0
-    return 1 if estimate.value > 0 else -1
+    return 0 if estimate is None else estimate.side

@@ -34,8 +34,6 @@ def saves(context: Context) -> str:
     if data is None:
         return context.text("saves.missing")
     side = decided_side(data)
-    if side == 0 and data.low is not None and data.low > 0:
-        side = 1  # open upwards: reached at once
     if side < 0:
         return context.say("saves.worse")
     if side == 0:
