@@ -9,6 +9,7 @@ from kvshift.paper.curves import Series, draw_series
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run, Scale, Verdict
 from kvshift.paper.learning import (
     Curve,
+    Interval,
     curve,
     final,
     gains,
@@ -22,7 +23,7 @@ from kvshift.paper.learning import (
 from kvshift.tasks.hops import Hops
 
 PUBLISHED_HOPS = (1, 2, 4, 8, 12, 16)
-PUBLISHED = {  # vanilla's error by layers after 100,000 steps, hidden size 128
+PUBLISHED = {  # vanilla's error by layers, hidden size 128
     2: (0.010, 0.140, 0.423, 0.658, 0.720, 0.737),
     3: (0.003, 0.008, 0.150, 0.456, 0.644, 0.706),
     4: (0.001, 0.003, 0.015, 0.216, 0.467, 0.612),
@@ -30,7 +31,8 @@ PUBLISHED = {  # vanilla's error by layers after 100,000 steps, hidden size 128
     6: (0.0, 0.0, 0.002, 0.006, 0.012, 0.062),
 }
 PUBLISHED_WIDTH = 128
-NOISE = 0.05
+PUBLISHED_STEPS = 100_000
+NOISE = 0.05  # of the published errors, beside that of ours over seeds
 CHANCE = 0.75  # one of four characters
 LEARNED = 0.6  # an error below it: more than guesses
 SMALL = 0.2
@@ -79,8 +81,20 @@ def _published(curves: Sequence[Curve]) -> dict[int, float]:
     return dict(zip(PUBLISHED_HOPS, PUBLISHED[first.layers], strict=True))
 
 
-def _error(curves: Sequence[Curve], shifted: bool, hops: int) -> float:
-    return interval([1 - each.final(f"hops={hops}") for each in curves if each.shifted is shifted]).mean
+def _error(curves: Sequence[Curve], shifted: bool, hops: int) -> Interval:
+    return interval([1 - each.final(f"hops={hops}") for each in curves if each.shifted is shifted])
+
+
+def _unlike_published(curves: Sequence[Curve], steps: int) -> list[str]:
+    """Where vanilla does not come to its published error; with fewer steps it may be above."""
+    found = []
+    for hops, error in _published(curves).items():
+        ours = _error(curves, False, hops)
+        if ours.high < error - NOISE:
+            found.append(f"lower at {hops} hops ({ours}; published {error:.3f})")
+        elif steps >= PUBLISHED_STEPS and ours.low > error + NOISE:
+            found.append(f"higher at {hops} hops ({ours}; published {error:.3f})")
+    return found
 
 
 def _course(curves: Sequence[Curve], hops: int) -> str:
@@ -98,40 +112,36 @@ def _course(curves: Sequence[Curve], hops: int) -> str:
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
     by_layers = _by_layers(measurements)
+    steps = measurements[0].settings["steps"]
     if nothing := lost([each for curves in by_layers.values() for each in curves]):
         return nothing
-    lower, clearly, small, learned, said, better = [], [], [], [], [], []
+    lower, clearly, small, learned, said, unlike = [], [], [], [], [], []
     on_the_way = []
     for layers, curves in by_layers.items():
         most = _most_hops(curves)
-        small.append(_error(curves, True, most) <= SMALL)
-        learned.append(min(_error(curves, arm, most // 2) for arm in (True, False)) <= LEARNED)
+        small.append(_error(curves, True, most).mean <= SMALL)
+        learned.append(min(_error(curves, arm, most // 2).mean for arm in (True, False)) <= LEARNED)
         for hops in range(most // 2, most + 1):
             gain = interval(gains(curves, final(f"hops={hops}")))
             lower.append(gain.mean > 0)
             clearly.append(gain.low > 0)
         for hops in sorted({most // 2, most}):
-            before, after = (_error(curves, shifted, hops) for shifted in (False, True))
+            before, after = (_error(curves, shifted, hops).mean for shifted in (False, True))
             said.append(f"{layers_name(layers)}, {hops} hops: {before:.3f} → {after:.3f}")
         on_the_way.append(f"{layers_name(layers)} {_course(curves, most)}")
-        better += [
-            f"{layers_name(layers)}, {hops} hops"
-            for hops, error in _published(curves).items()
-            if _error(curves, False, hops) < error - NOISE
-        ]
+        unlike += [f"{layers_name(layers)}: {each}" for each in _unlike_published(curves, steps)]
     verdict: Verdict = "not"
     if not any(learned):
         verdict = "undecided"
     elif all(lower):
-        verdict = "reproduced" if all(clearly) and small[-1] and not better else "partly"
-    too_good = f" Vanilla is better than published at {', '.join(better)}." if better else ""
-    budget = curve(measurements[0]).steps[-1]
+        verdict = "reproduced" if all(clearly) and small[-1] and not unlike else "partly"
+    other = f" Vanilla's error is not the published one: {'; '.join(unlike)}." if unlike else ""
     return Judgement(
         verdict=verdict,
         ours="error, vanilla → KV shift: " + "; ".join(said),
-        finding=f"After {budget:,} steps KV shift has the lower error, on average over seeds, at "
+        finding=f"After {steps:,} steps KV shift has the lower error, on average over seeds, at "
         f"{sum(lower)} of {len(lower)} pairs of layers and hops, counting hops from half of the "
-        f"most; the interval of the difference leaves out 0 at {sum(clearly)}.{too_good} Vanilla's error at "
+        f"most; the interval of the difference leaves out 0 at {sum(clearly)}.{other} Vanilla's error at "
         f"the most hops, over the run: {'; '.join(on_the_way)}.",
     )
 
@@ -159,17 +169,17 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
 
 EXPERIMENT = Experiment(
     name="fig9",
-    version=1,
+    version=2,  # the paper's number of steps, and so its errors in both directions
     title="Multi-hop induction",
     claim="Where vanilla models of 4 and 5 layers fail at more than about 8 hops, KV shift still has a small "
     "error.",
     paper="vanilla's error at 16 hops: .612 (4 layers), .414 (5 layers); KV shift's small",
     rule="Reproduced if for every number of layers and every number of hops from half of the most on KV "
     "shift's error is below vanilla's, with a 95% interval over paired seeds that leaves out 0, KV shift's "
-    f"error at the most hops is at most {SMALL:g} with the most layers, and vanilla's error is nowhere more "
-    f"than {NOISE:g} below the published one (scale gpu takes a fifth of the paper's steps: it may be "
-    "above); "
-    "partly if only the means are below, or KV shift's error is larger, or vanilla is better than published; "
+    f"error at the most hops is at most {SMALL:g} with the most layers, and, where task, size and steps are "
+    f"the paper's (scale gpu), vanilla's published errors lie nowhere more than {NOISE:g} outside the 95% "
+    "interval of its own; partly if only the means are below, or KV shift's error is larger, or vanilla's is "
+    "not the published one; "
     f"undecided if at half of the most hops no arm's error is below {LEARNED:g} (chance: {CHANCE:g}), or a "
     "run diverged; not otherwise.",
     runs={
@@ -206,11 +216,11 @@ EXPERIMENT = Experiment(
             (4, 5),
             128,
             4,
-            steps=20_000,
+            steps=PUBLISHED_STEPS,
             batch_size=32,
             learning_rate=1e-4,
             warmup_steps=1000,
-            evaluate_every=1000,
+            evaluate_every=5000,
             evaluation_rows=1700,
         ),
     },
