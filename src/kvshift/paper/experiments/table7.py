@@ -165,8 +165,8 @@ EXPERIMENT = Experiment(
             evaluation_rows=64,
             graded_problems=500,
         ),
-        # In 3,000 steps one model of twelve derived problems as long as it learned from; in 7,000 every graded
-        # one of 12 operations. Rows hold every test problem (of 24 operations: 727 tokens).
+        # In 3,000 steps one model of twelve derived problems as long as it learned from, in 7,000 each graded
+        # one (12 operations). Rows hold all test problems (of 24 operations: 727 tokens).
         "gpu": _gpu_runs((12, 15), length=512, batch_size=128)
         + _gpu_runs((21, 24), length=768, batch_size=96),
     },
