@@ -83,6 +83,7 @@ def draw_series(panels: Sequence[tuple[str, Sequence[Series]]], xlabel: str, yla
             axes.set(
                 title=title, xlabel=xlabel, xticks=sorted({x for each in all_series for x in each.values})
             )
+            axes.tick_params(axis="x", labelsize=7.5)  # there may be many
             axes.grid(alpha=0.3)
         places[0].set_ylabel(ylabel)
         places[-1].legend(fontsize=7.5)
