@@ -101,8 +101,23 @@ def test_processes_that_are_done_leave_nothing_behind(tmp_path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 done\n", "")
 
 
+def test_processes_that_are_stopped_leave_nothing_behind(tmp_path) -> None:
+    """Nor take up what waits, nor say anything: Ctrl-C reaches them, too."""
+    program = tmp_path / "program.py"
+    program.write_text(_WITH_A_SEMAPHORE)
+    stopped = subprocess.run(
+        [sys.executable, program, tmp_path, "stop"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,
+    )
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "stopped\n", "")
+    assert len(list(tmp_path.glob("begun-*"))) == 1
+
+
 _WITH_A_SEMAPHORE = """
-import multiprocessing, sys
+import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 from kvshift.paper import workers
 from kvshift.paper.place import Texts
@@ -113,13 +128,27 @@ from kvshift.paper.reproduce import chosen
 def measure(*given):
     global kept
     kept = multiprocessing.Semaphore()
+    if sys.argv[2:]:
+        Path(sys.argv[1], f"begun-{time.time()}").touch()
+        time.sleep(600)
+
+def interrupt():
+    while not list(Path(sys.argv[1]).glob("begun-*")):
+        time.sleep(0.1)
+    os.killpg(0, signal.SIGINT)
+
+workers.measured = measure  # in the processes too, which import this file
 
 if __name__ == "__main__":
-    workers._measure = measure
     (experiment,) = chosen("theorem2")
     tasks = [Task(experiment, experiment.runs["tiny"][0])] * 2
     folder = ResultsFolder(Path(sys.argv[1]), "tiny")
-    print(len(list(workers.measured_beside(tasks, folder, Texts((), print), 1))), "done")
+    if sys.argv[2:]:
+        threading.Thread(target=interrupt).start()
+    try:
+        print(len(list(workers.measured_beside(tasks, folder, Texts((), print), 1))), "done")
+    except KeyboardInterrupt:
+        print("stopped")
 """
 
 

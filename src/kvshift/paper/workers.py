@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -42,14 +43,14 @@ def measured_beside(
     others = set(multiprocessing.active_children())
     pool = _pool(jobs, gpu_names(torch.cuda.device_count()))
     futures: dict[Future[RunRecord], Task] = {}
-    all_done = False
+    stopped = True
     try:
         for task in tasks:
             names = task.experiment.name, task.run.name
             futures[pool.submit(_measure, *names, folder, texts.for_another_process())] = task
         for done in as_completed(futures):
             yield futures[done], done.result()
-        all_done = True
+        stopped = False
     except BrokenProcessPool:
         raise RunsFailedError(
             "A process of a run ended without a word, as it does when memory is short. Take fewer than "
@@ -57,12 +58,14 @@ def measured_beside(
         ) from None
     finally:
         ours = set(multiprocessing.active_children()) - others
-        if all_done:
-            pool.shutdown(wait=False)
-            _let_them_tidy_up(ours)
+        pool.shutdown(wait=False, cancel_futures=True)
+        if stopped:
+            for process in ours:
+                process.terminate()
+        _let_them_tidy_up(ours)
         for process in ours:
             if process.is_alive():
-                process.terminate()
+                process.kill()
         for process in ours:
             process.join()
         pool.shutdown()
@@ -70,7 +73,7 @@ def measured_beside(
 
 def _let_them_tidy_up(processes: Iterable[BaseProcess]) -> None:
     """Waits a while for processes that have nothing left to do: Python tells of what one leaves behind that
-    is ended from outside."""
+    is killed."""
     until = time.monotonic() + _TIDY_SECONDS
     for process in processes:
         process.join(max(until - time.monotonic(), 0))
@@ -105,6 +108,8 @@ def _pool(jobs: int, gpus: list[str]) -> ProcessPoolExecutor:
 def _settle(numbers: Any, jobs: int) -> None:
     """Takes this process's share of the cores."""
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; who made this one ends it
+    signal.signal(signal.SIGTERM, _stop)
     number = numbers.get()
     cores = usable_cores()
     share = cores[number * len(cores) // jobs : (number + 1) * len(cores) // jobs]
@@ -113,7 +118,23 @@ def _settle(numbers: Any, jobs: int) -> None:
     torch.set_num_threads(max(1, len(share)))
 
 
+class _Stop:
+    """Ends the run of this process, and any that it would take up then, as an exception does: whatever has
+    processes of its own ends those."""
+
+    asked = False
+
+    def __call__(self, *_signal: Any) -> None:
+        self.asked = True
+        raise SystemExit(1)
+
+
+_stop = _Stop()
+
+
 def _measure(experiment: str, run: str, folder: ResultsFolder, texts: Texts) -> RunRecord:
+    if _stop.asked:
+        raise SystemExit(1)
     found = EXPERIMENTS[experiment]
     named = next(each for each in found.runs[folder.scale] if each.name == run)
     return measured(found, named, folder, texts)
