@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+SILENT_TRACKER = {"PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+"""In the environment: what cleans up behind processes that end without doing so keeps it to itself."""
 
 
 def spin_briefly() -> None:
@@ -34,6 +38,22 @@ def _wait_and_end() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def start_silent_tracker() -> None:
+    """Starts what cleans up behind processes that are ended by others; does nothing if one is there."""
+    with environment(SILENT_TRACKER):
+        resource_tracker.ensure_running()
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """A process that starts meanwhile gets none until it asks for them, as it does when it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def gpu_names(count: int) -> list[str]:

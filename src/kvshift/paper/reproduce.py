@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,8 +182,9 @@ def _run_missing(
             progress.shared(task, record)
         else:
             to_do.append(task)
-    for task, record in _each_measured(to_do, folder, texts, jobs):
-        progress.measured(task, record)
+    with contextlib.closing(_each_measured(to_do, folder, texts, jobs)) as found:  # ends what runs, at once
+        for task, record in found:
+            progress.measured(task, record)
     recorded = _all_records(folder) if later else {}
     for task in later:
         shared = _of_another(task, recorded)
@@ -192,7 +194,7 @@ def _run_missing(
 
 def _each_measured(
     tasks: Sequence[Task], folder: ResultsFolder, texts: Texts, jobs: int
-) -> Iterator[tuple[Task, RunRecord]]:
+) -> Generator[tuple[Task, RunRecord]]:
     if jobs > 1 and len(tasks) > 1:
         yield from measured_beside(tasks, folder, texts, min(jobs, len(tasks)))
     else:

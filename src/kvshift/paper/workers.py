@@ -6,12 +6,10 @@ import itertools
 import multiprocessing
 import os
 import signal
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -22,35 +20,38 @@ from kvshift.paper.measure import measured
 from kvshift.paper.place import Texts
 from kvshift.paper.progress import Task
 from kvshift.paper.records import ResultsFolder, RunRecord
-from kvshift.processes import end_with_parent, gpu_names, seeing_gpu
+from kvshift.processes import (
+    end_with_parent,
+    gpu_names,
+    interrupts_blocked,
+    seeing_gpu,
+    start_silent_tracker,
+)
 from kvshift.training.cores import usable_cores
-
-_TIDY_SECONDS = 20.0
 
 
 def measured_beside(
     tasks: Sequence[Task], folder: ResultsFolder, texts: Texts, jobs: int
-) -> Iterator[tuple[Task, RunRecord]]:
+) -> Generator[tuple[Task, RunRecord]]:
     """Each task with its record as soon as it is done, `jobs` at a time.
 
     Raises:
         RunsFailedError: a process ended without a word.
         What a run raises: the others end, and go on another time from what they keep.
     """
+    start_silent_tracker()
     for task in tasks:  # each would prepare it for itself
         if "text" in task.run.settings:
             texts.prepared(task.run.settings["text"], task.run.settings["tokens"])
     others = set(multiprocessing.active_children())
     pool = _pool(jobs, gpu_names(torch.cuda.device_count()))
     futures: dict[Future[RunRecord], Task] = {}
-    stopped = True
     try:
         for task in tasks:
             names = task.experiment.name, task.run.name
             futures[pool.submit(_measure, *names, folder, texts.for_another_process())] = task
         for done in as_completed(futures):
             yield futures[done], done.result()
-        stopped = False
     except BrokenProcessPool:
         raise RunsFailedError(
             "A process of a run ended without a word, as it does when memory is short. Take fewer than "
@@ -58,32 +59,18 @@ def measured_beside(
         ) from None
     finally:
         ours = set(multiprocessing.active_children()) - others
-        pool.shutdown(wait=False, cancel_futures=True)
-        if stopped:
-            for process in ours:
-                process.terminate()
-        _let_them_tidy_up(ours)
         for process in ours:
-            if process.is_alive():
-                process.kill()
+            process.terminate()
         for process in ours:
             process.join()
         pool.shutdown()
-
-
-def _let_them_tidy_up(processes: Iterable[BaseProcess]) -> None:
-    """Waits a while for processes that have nothing left to do: Python tells of what one leaves behind that
-    is killed."""
-    until = time.monotonic() + _TIDY_SECONDS
-    for process in processes:
-        process.join(max(until - time.monotonic(), 0))
 
 
 class _Process(SpawnProcess):
     gpu: str | None = None
 
     def start(self) -> None:
-        with seeing_gpu(self.gpu):
+        with seeing_gpu(self.gpu), interrupts_blocked():
             super().start()
 
 
@@ -109,7 +96,6 @@ def _settle(numbers: Any, jobs: int) -> None:
     """Takes this process's share of the cores."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; who made this one ends it
-    signal.signal(signal.SIGTERM, _stop)
     number = numbers.get()
     cores = usable_cores()
     share = cores[number * len(cores) // jobs : (number + 1) * len(cores) // jobs]
@@ -118,23 +104,7 @@ def _settle(numbers: Any, jobs: int) -> None:
     torch.set_num_threads(max(1, len(share)))
 
 
-class _Stop:
-    """Ends the run of this process, and any that it would take up then, as an exception does: whatever has
-    processes of its own ends those."""
-
-    asked = False
-
-    def __call__(self, *_signal: Any) -> None:
-        self.asked = True
-        raise SystemExit(1)
-
-
-_stop = _Stop()
-
-
 def _measure(experiment: str, run: str, folder: ResultsFolder, texts: Texts) -> RunRecord:
-    if _stop.asked:
-        raise SystemExit(1)
     found = EXPERIMENTS[experiment]
     named = next(each for each in found.runs[folder.scale] if each.name == run)
     return measured(found, named, folder, texts)

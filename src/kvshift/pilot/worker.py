@@ -28,7 +28,15 @@ from types import FrameType
 from typing import Any
 
 import kvshift.errors as errors
-from kvshift.processes import VISIBLE_GPUS, end_with_parent, environment, seeing_gpu, spin_briefly
+from kvshift.processes import (
+    SILENT_TRACKER,
+    VISIBLE_GPUS,
+    end_with_parent,
+    environment,
+    interrupts_blocked,
+    seeing_gpu,
+    spin_briefly,
+)
 
 PRELOAD = ("kvshift.pilot.jobs",)
 REQUESTS_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -65,20 +73,9 @@ def start_server() -> None:
 def _safe_imports() -> contextlib.AbstractContextManager[None]:
     """For a Python that starts meanwhile.
 
-    A file of the user's called random.py must not be imported from the current folder. The tracker cleans up
-    behind jobs that end without doing so; that it had to is nothing for the terminal.
+    A file of the user's called random.py must not be imported from the current folder.
     """
-    return environment({"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"})
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """A process that starts meanwhile gets none until it asks for them, as it does when it ignores them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return environment({"PYTHONSAFEPATH": "1", **SILENT_TRACKER})
 
 
 @functools.cache
@@ -125,7 +122,7 @@ class Job:
         )
         self._outcome: dict[str, Any] | None = None
         self.silent = False  # the pipe is at its end
-        with _signals_wait(), _interrupts_blocked(), _safe_imports(), seeing_gpu(gpu):
+        with _signals_wait(), interrupts_blocked(), _safe_imports(), seeing_gpu(gpu):
             self.process.start()
         child.close()
 
