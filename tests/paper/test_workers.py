@@ -79,7 +79,7 @@ def test_processes_that_are_done_end_without_a_word(tmp_path) -> None:
 
 
 def test_processes_that_are_stopped_end_without_a_word(tmp_path) -> None:
-    """Ctrl-C reaches them, too. Nor do they take up what waits."""
+    """Ctrl-C reaches them, too: one that works and one that waits for work."""
     program = tmp_path / "program.py"
     program.write_text(_WITH_A_SEMAPHORE)
     stopped = subprocess.run(
@@ -90,7 +90,6 @@ def test_processes_that_are_stopped_end_without_a_word(tmp_path) -> None:
         start_new_session=True,
     )
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "stopped\n", "")
-    assert len(list(tmp_path.glob("begun-*"))) == 1
 
 
 _WITH_A_SEMAPHORE = """
@@ -106,12 +105,17 @@ def measure(*given):
     global kept
     kept = multiprocessing.Semaphore()
     if sys.argv[2:]:
-        Path(sys.argv[1], f"begun-{time.time()}").touch()
-        time.sleep(600)
+        try:
+            Path(sys.argv[1], "one").touch(exist_ok=False)
+        except FileExistsError:
+            Path(sys.argv[1], "other").touch()
+        else:
+            time.sleep(600)
 
 def interrupt():
-    while not list(Path(sys.argv[1]).glob("begun-*")):
+    while not Path(sys.argv[1], "other").exists():
         time.sleep(0.1)
+    time.sleep(0.5)  # until that one waits for work
     os.killpg(0, signal.SIGINT)
 
 workers.measured = measure  # in the processes too, which import this file
@@ -120,10 +124,12 @@ if __name__ == "__main__":
     (experiment,) = chosen("theorem2")
     tasks = [Task(experiment, experiment.runs["tiny"][0])] * 2
     folder = ResultsFolder(Path(sys.argv[1]), "tiny")
+    jobs = 1
     if sys.argv[2:]:
+        jobs = 2
         threading.Thread(target=interrupt).start()
     try:
-        print(len(list(workers.measured_beside(tasks, folder, Texts((), print), 1))), "done")
+        print(len(list(workers.measured_beside(tasks, folder, Texts((), print), jobs))), "done")
     except KeyboardInterrupt:
         print("stopped")
 """
