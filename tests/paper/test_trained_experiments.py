@@ -1,27 +1,21 @@
-"""The experiments that train: their rules on made-up records, and going on after an interruption."""
+"""The experiments with tasks: their rules on made-up records."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import pytest
 
-from kvshift.paper import language
 from kvshift.paper.experiment import Measurement, Scale
 from kvshift.paper.experiments import EXPERIMENTS
 from kvshift.paper.experiments.fig9 import PUBLISHED, PUBLISHED_HOPS
 from kvshift.paper.learning import Curve, curve
-from kvshift.paper.records import ResultsFolder, RunRecord
-from kvshift.paper.reproduce import reproduce
 from kvshift.tasks.ngram import NGram
 from kvshift.training.model import draw_model
 from kvshift.training.task_recipe import TaskRecipe
-from kvshift.training.task_run import TaskModel
 
 pytest.importorskip("matplotlib")
 
-LANGUAGE = [name for name, each in EXPERIMENTS.items() if each.measure is language.measure]
 TRAINED = ("fig1a", "fig1b", "fig3", "fig9", "table7", "vocabulary")
 SIZE = 1000  # answers of each score
 Shares = Callable[[Curve], dict[str, list[float]]]
@@ -290,6 +284,35 @@ def test_fig9(shares, expected) -> None:
     assert verdict("fig9", "gpu", shares) == expected
 
 
+def test_fig9_names_the_errors_that_are_not_the_published_ones() -> None:
+    shares = hops(lambda depth, k: published(depth, k) + 0.1 * (k == 8 or (depth, k) == (5, 16)))
+    said = EXPERIMENTS["fig9"].judge(made_up("fig9", "gpu", shares)).finding
+    assert (
+        "published one: 4 layers: higher at 8 hops (0.316 [0.316, 0.316]; published 0.216); "
+        "5 layers: higher at 8 hops (0.137 [0.137, 0.137]; published 0.037); "
+        "5 layers: higher at 16 hops (0.514 [0.514, 0.514]; published 0.414). Vanilla" in said
+    )
+
+
+def test_fig9_tells_how_vanilla_came_there() -> None:
+
+    def shares(run: Curve) -> dict[str, list[float]]:
+        return {f"hops={k}": [0.3, 0.4, 0.5, 0.6, 0.7] for k in range(17)}
+
+    said = EXPERIMENTS["fig9"].judge(made_up("fig9", "gpu", shares)).finding
+    assert "After 100,000 steps" in said
+    assert "5 layers 0.600 (10,000), 0.500 (15,000), 0.400 (20,000), 0.300 (25,000)" in said
+
+
+def test_fig9_shows_the_published_errors_where_the_task_is_the_papers() -> None:
+    with_them, without = (
+        EXPERIMENTS["fig9"].draw(made_up("fig9", scale, hops(at_least(0.05))), "svg")
+        for scale in ("gpu", "small")
+    )
+    assert b"vanilla, published" in with_them
+    assert b"published" not in without
+
+
 # Grade-school maths
 
 
@@ -346,24 +369,7 @@ def test_table7_tells_of_both_lengths() -> None:
     assert "12 operations 0.300, 0.400; 15 operations 0.250, 0.300; 21" in judged.finding
 
 
-def test_fig9_names_the_errors_that_are_not_the_published_ones() -> None:
-    shares = hops(lambda depth, k: published(depth, k) + 0.1 * (k == 8 or (depth, k) == (5, 16)))
-    said = EXPERIMENTS["fig9"].judge(made_up("fig9", "gpu", shares)).finding
-    assert (
-        "published one: 4 layers: higher at 8 hops (0.316 [0.316, 0.316]; published 0.216); "
-        "5 layers: higher at 8 hops (0.137 [0.137, 0.137]; published 0.037); "
-        "5 layers: higher at 16 hops (0.514 [0.514, 0.514]; published 0.414). Vanilla" in said
-    )
-
-
-def test_fig9_tells_how_vanilla_came_there() -> None:
-
-    def shares(run: Curve) -> dict[str, list[float]]:
-        return {f"hops={k}": [0.3, 0.4, 0.5, 0.6, 0.7] for k in range(17)}
-
-    said = EXPERIMENTS["fig9"].judge(made_up("fig9", "gpu", shares)).finding
-    assert "After 100,000 steps" in said
-    assert "5 layers 0.600 (10,000), 0.500 (15,000), 0.400 (20,000), 0.300 (25,000)" in said
+# Every rule
 
 
 @pytest.mark.parametrize("points", [0, 1])
@@ -385,97 +391,3 @@ def test_a_baseline_that_diverged_is_not_beaten(name, points) -> None:
     assert judged.verdict == "undecided"
     assert "vanilla" in judged.finding
     assert EXPERIMENTS[name].draw(found, "png").startswith(b"\x89PNG")
-
-
-# The whole path
-
-
-def records(tiny, name: str) -> list[RunRecord]:
-    experiment = EXPERIMENTS[name]
-    found = ResultsFolder(tiny, "tiny").read(experiment)
-    return [found[run.name] for run in experiment.runs["tiny"]]
-
-
-@pytest.mark.parametrize("name", [*TRAINED, *LANGUAGE])
-def test_verdict_and_figure_come_from_records_without_training(tiny, tmp_path, monkeypatch, name) -> None:
-    monkeypatch.setattr("kvshift.training.task_run.TaskModel", None)
-    monkeypatch.setattr("kvshift.paper.language.train", None)
-    (tmp_path / name).mkdir()
-    for file in ("results.json", f"{name}/records.jsonl"):
-        shutil.copyfile(tiny / file, tmp_path / file)
-    reproduce([EXPERIMENTS[name]], "tiny", tmp_path, print)
-    for file in (f"{name}.png", "verdict.json"):
-        assert (tmp_path / name / file).read_bytes() == (tiny / name / file).read_bytes()
-
-
-@pytest.mark.parametrize("name", LANGUAGE)
-def test_a_changed_loss_changes_figure_and_numbers(tiny, name) -> None:
-    experiment = EXPERIMENTS[name]
-    found = [record.measurement() for record in records(tiny, name)]
-    before = experiment.draw(found, "svg"), experiment.judge(found)
-    changed = found[-1].measured  # of an arm with KV shift
-    changed["evaluations"][-1][1] += 1.0
-    changed["predicted"] = {
-        kind: [right // 2, total] for kind, (right, total) in changed["predicted"].items()
-    }
-    changed["taps"][-1]["keys"] = [[[0.9, 0.1], [0.9, 0.1]]]
-    after = experiment.draw(found, "svg"), experiment.judge(found)
-    assert before[0] != after[0]
-    assert before[1] != after[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "score", "count"),
-    [
-        ("fig1a", "first", [15, 16]),
-        ("fig1b", "determined", [15, 16]),
-        ("fig3", "rules", [1, 107]),
-        ("vocabulary", "rules", [1, 107]),
-        ("fig9", "hops=2", [3, 100]),
-        ("table7", None, [3, 4]),
-    ],
-)
-def test_a_changed_record_changes_figure_and_numbers(tiny, name, score, count) -> None:
-    experiment = EXPERIMENTS[name]
-    found = [record.measurement() for record in records(tiny, name)]
-    before = experiment.draw(found, "svg"), experiment.judge(found)
-    if score is None:
-        found[0].measured["grades"]["answers"] = count
-    else:
-        found[0].measured["points"][-1]["scores"][score] = count
-    after = experiment.draw(found, "svg"), experiment.judge(found)
-    assert before[0] != after[0]
-    assert before[1] != after[1]
-
-
-def test_fig9_shows_the_published_errors_where_the_task_is_the_papers() -> None:
-    with_them, without = (
-        EXPERIMENTS["fig9"].draw(made_up("fig9", scale, hops(at_least(0.05))), "svg")
-        for scale in ("gpu", "small")
-    )
-    assert b"vanilla, published" in with_them
-    assert b"published" not in without
-
-
-def test_an_interrupted_experiment_goes_on_within_a_run(tiny, tmp_path, monkeypatch) -> None:
-    learn = TaskModel.learn
-    steps = 0
-
-    def stop(self, lesson, done):
-        nonlocal steps
-        steps += 1
-        if steps == 6:  # in the second run
-            raise KeyboardInterrupt
-        learn(self, lesson, done)
-
-    experiment = EXPERIMENTS["fig1a"]
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskModel, "learn", stop)
-        patch.setattr("kvshift.training.task_run.CHECKPOINT_SECONDS", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            reproduce([experiment], "tiny", tmp_path, print)
-    second = tmp_path / "fig1a" / "runs" / experiment.runs["tiny"][1].name
-    assert [path.name for path in (second / "checkpoints").iterdir()] == ["step-00000001"]
-    (outcome,) = reproduce([experiment], "tiny", tmp_path, print)
-    whole = records(tiny, "fig1a")
-    assert [record.measured for record in outcome.records] == [record.measured for record in whole]
