@@ -34,13 +34,13 @@ def _runs(
     )
 
 
-def _gpu_runs(operations: tuple[int, int], *, length: int, steps: int, batch_size: int) -> tuple[Run, ...]:
+def _gpu_runs(operations: tuple[int, int], *, length: int, batch_size: int) -> tuple[Run, ...]:
     return _runs(
         "gpu",
         {operations: 3},
         {"length": length},
         model=llama(256, 6, 4),
-        steps=steps,
+        steps=7000,
         batch_size=batch_size,
         learning_rate=1e-3,
         schedule="linear",
@@ -165,9 +165,10 @@ EXPERIMENT = Experiment(
             evaluation_rows=64,
             graded_problems=500,
         ),
-        # In 3,000 steps one model of six derived problems of 12 operations; those of 15 fit rows of 512.
-        "gpu": _gpu_runs((12, 15), length=512, steps=7000, batch_size=128)
-        + _gpu_runs((21, 24), length=1024, steps=3000, batch_size=64),
+        # In 3,000 steps one model of twelve derived problems as long as the longest it learned from.
+        # Rows hold every test problem (of 24 operations: 727 tokens).
+        "gpu": _gpu_runs((12, 15), length=512, batch_size=128)
+        + _gpu_runs((21, 24), length=768, batch_size=96),
     },
     uses_gpu=True,
     measure=measure,
