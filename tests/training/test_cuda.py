@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from interrupting import stopped_after
-from task_recipes import GPT2, LLAMA
+from task_recipes import DROPOUT, GPT2, LLAMA
 from task_recipes import make_recipe as make_task_recipe
 from transformers import TrainerCallback
 
@@ -13,7 +13,7 @@ import kvshift
 from kvshift.tasks.task import IGNORED
 from kvshift.tasks.text import TextData
 from kvshift.training import measure_speed, read_record, run
-from kvshift.training.graphed import VARIABLE, GraphedStep
+from kvshift.training.graphed import VARIABLE, WARM_UP, GraphedStep
 from kvshift.training.task_data import lessons
 from kvshift.training.task_run import TaskModel, train_task
 from kvshift.training.trainer import RunTrainer
@@ -93,6 +93,33 @@ def test_a_graphed_step_learns_what_a_plain_one_learns(model, shift, tmp_path):
     assert graphed._step._replay is not None
     record = train_task(recipe, tmp_path / "whole", checkpoint_seconds=0)
     assert [point.step for point in record.points] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_each_replay_drops_anew(drops, tmp_path):
+    model = {**GPT2, "n_embd": 64, "n_layer": 2, **(DROPOUT if drops else {})}
+    recipe = make_task_recipe(model=model, learning_rate=1e-12, device="cuda", compile=True)
+
+    def losses(trained: TaskModel, count: int) -> list[float]:
+        lesson = next(iter(lessons(trained.task, 4, 0, 1, trained.device, workers=0)))
+        found = []
+        for _ in range(count):
+            trained.learn(lesson, 0)
+            found.append(trained.take_loss())
+        return found
+
+    trained = TaskModel(recipe)
+    whole = losses(trained, 12)
+    assert trained._step._replay is not None
+    if not drops:
+        assert whole == pytest.approx([whole[0]] * 12, rel=1e-2)
+        return
+    assert len(set(whole)) == 12
+    assert max(whole) - min(whole) > 0.02
+    trained.save(tmp_path, {})
+    again = TaskModel(recipe)
+    again.load(tmp_path)
+    assert losses(again, WARM_UP) != whole[:WARM_UP]  # it goes on, and does not begin again
 
 
 @pytest.fixture

@@ -241,11 +241,13 @@ def test_the_environment_forbids_it(monkeypatch) -> None:
     assert not can_be_graphed(model)
 
 
-def test_dropout_forbids_it() -> None:
-    """A replay would draw nothing new."""
+def test_dropout_forbids_it_for_texts(make_recipe) -> None:
+    """Whose warm-up works on the very batch that is then learned from."""
     model = TaskModel(make_task_recipe(model=LLAMA)).model
+    recipe, device = make_recipe(), torch.device("cuda")
+    assert is_graphed(recipe, model, device)
     model.config.attention_dropout = 0.1
-    assert not can_be_graphed(model)
+    assert not is_graphed(recipe, model, device)
 
 
 # Texts

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from task_recipes import GPT2, LLAMA, SHIFT, make_recipe
+from task_recipes import DROPOUT, GPT2, LLAMA, SHIFT, make_recipe
 from torch.nn import functional as F
 
 from kvshift.errors import OutputError, UsageError
@@ -238,6 +238,28 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch) ->
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
 
+def test_draws_of_dropout_go_on_where_they_were(tmp_path, monkeypatch) -> None:
+    recipe = make_recipe(model={**GPT2, **DROPOUT}, shift=SHIFT)
+    whole = train_task(recipe, tmp_path / "whole")
+    torch.manual_seed(5)  # the caller's own draws do not matter
+    for at in (2, 5):
+        _interrupted(recipe, tmp_path / "parts", monkeypatch, at)
+        torch.manual_seed(6)
+    assert train_task(recipe, tmp_path / "parts") == whole
+    losses = [point.loss for point in whole.points]
+    plain = train_task(make_recipe(model=GPT2, shift=SHIFT), tmp_path / "plain")
+    assert losses != [point.loss for point in plain.points]
+
+
+def test_nothing_is_dropped_where_scores_are_taken() -> None:
+    dropping, plain = (
+        TaskModel(make_recipe(model=each, evaluation_rows=50)) for each in ({**GPT2, **DROPOUT}, GPT2)
+    )
+    assert dropping.evaluate() == plain.evaluate()
+    lesson = make_lesson(dropping.task.batch(0, 4))
+    assert not torch.equal(dropping.logits(lesson), dropping.logits(lesson))
+
+
 def test_without_a_checkpoint_it_begins_again(tmp_path, monkeypatch) -> None:
     recipe = make_recipe()
     whole = train_task(recipe, tmp_path / "whole")
@@ -281,7 +303,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch) -> None:
         ({"graded_problems": 1}, "graded_problems is 1, but the task is 'induction'"),
         ({"task_settings": {"lenght": 3}}, "task_settings of induction.*lenght"),
         ({"task_settings": {"length": 1}}, "Induction.length is 1"),
-        ({"model": {**LLAMA, "attention_dropout": 0.1}}, "attention_dropout is 0.1; expected 0"),
         ({"model": {**LLAMA, "max_position_embeddings": 5}}, "max_position_embeddings is 5"),
         ({"task": "hops", "task_settings": {}, "logits": "final_norm"}, "hidden size 16; expected at least"),
         ({"device": "cuda"}, "PyTorch sees no CUDA GPU"),

@@ -20,7 +20,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvshift.models.families import unshifted_type
 from kvshift.training.data import IGNORED, Batch
-from kvshift.training.model import dropout
 from kvshift.training.task_data import Lesson
 
 VARIABLE = "KVSHIFT_CUDA_GRAPHS"
@@ -48,7 +47,6 @@ def can_be_graphed(model: Any) -> bool:
         and unshifted_type(model.config) in KNOWN
         and (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default") in ROTATIONS
         and model.config._attn_implementation == "sdpa"
-        and dropout(model.config) is None
     )
 
 

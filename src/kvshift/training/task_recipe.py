@@ -31,7 +31,7 @@ class TaskRecipe(BaseModel):
         default={}, description="Fields of the task, all but its seed, which is the run's."
     )
     model: dict[str, Any] = Field(
-        description="Hugging Face configuration, with model_type, no dropout; vocab_size is the task's."
+        description="Hugging Face configuration, with model_type; vocab_size is the task's."
     )
     logits: Literal["head", "final_norm"] = Field(
         "head",

@@ -122,11 +122,6 @@ class TaskModel:
             raise UsageError("device is 'cuda', but PyTorch sees no CUDA GPU here; take 'cpu'.")
         self.device = torch.device(recipe.device)
         self.model: Any = draw_model(recipe, self.task.vocab_size).to(self.device)
-        if random := dropout(self.model.config):
-            raise UsageError(
-                f"The model's {random} is {getattr(self.model.config, random)}; expected 0: nothing random "
-                "happens in these runs after the first weights, so that they can go on exactly."
-            )
         if recipe.logits == "final_norm" and self.model.config.hidden_size < self.task.vocab_size:
             raise UsageError(
                 f"logits is 'final_norm' and the hidden size {self.model.config.hidden_size}; expected at "
@@ -151,6 +146,9 @@ class TaskModel:
             batch = self.task.test(number, recipe.evaluation_rows)
             self._tests.append((batch, make_lesson(batch).to(self.device)))
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._drops = dropout(self.model.config) is not None
+        if self._drops:
+            torch.manual_seed(recipe.seed)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 on a GPU, nothing on a CPU."""
@@ -197,10 +195,12 @@ class TaskModel:
     def evaluate(self) -> Scores:
         """The task's scores on its test batches."""
         found = []
+        self.model.eval()
         for batch, lesson in self._tests:
             predictions = torch.full_like(batch.targets, _NONE)
             predictions.view(-1)[lesson.asked.cpu()] = self.logits(lesson).argmax(-1).cpu()
             found.append(self.task.score(predictions, batch))
+        self.model.train()
         return merge(found)
 
     def grade(self) -> Scores:
@@ -224,12 +224,16 @@ class TaskModel:
         """Fills a checkpoint."""
         checkpoint.save_weights(self.model, folder / checkpoint.WEIGHTS)
         checkpoint.save_optimizer(self.model, self.optimizer, folder / checkpoint.OPTIMIZER)
+        if self._drops:
+            checkpoint.save_rng(folder)
         checkpoint.write_json(folder / checkpoint.RUN, {"loss_sum": float(self.loss_sum), **state})
 
     def load(self, folder: Path) -> dict[str, Any]:
         """The inverse of `save`; returns its `state`."""
         checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
         checkpoint.load_optimizer(self.model, self.optimizer, folder / checkpoint.OPTIMIZER)
+        if self._drops:
+            checkpoint.load_rng(folder)
         if isinstance(self._step, GraphedStep):  # a recording would go on with the optimizer's old tensors
             self._step = self._step.anew()
         state = checkpoint.read_json(folder / checkpoint.RUN)

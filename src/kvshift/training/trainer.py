@@ -26,7 +26,7 @@ from kvshift.training.data import IGNORED, Batch, EvaluationWindows, TrainingWin
 from kvshift.training.evaluation import cross_entropy, evaluate, token_losses
 from kvshift.training.graphed import Cuda, GraphedPass, can_be_graphed
 from kvshift.training.meters import Clock
-from kvshift.training.model import build_model, compile_layers, parameter_groups
+from kvshift.training.model import build_model, compile_layers, dropout, parameter_groups
 from kvshift.training.recipe import Recipe
 from kvshift.training.schedule import learning_rate_factor
 
@@ -277,9 +277,12 @@ def check_hardware(recipe: Recipe) -> None:
 
 
 def is_graphed(recipe: Recipe, model: nn.Module, device: torch.device) -> bool:
-    """Whether the recipe's forward and backward are replayed: on a GPU, where a batch is one pass."""
+    """Whether the recipe's forward and backward are replayed: on a GPU, where a batch is one pass.
+
+    Not where the model drops something: the warm-up would draw what the pass itself is to draw.
+    """
     whole = recipe.micro_batch_size in (None, recipe.batch_size)
-    return device.type == "cuda" and whole and can_be_graphed(model)
+    return device.type == "cuda" and whole and can_be_graphed(model) and dropout(model.config) is None
 
 
 def run_device(recipe: Recipe) -> torch.device:

@@ -13,6 +13,7 @@ LLAMA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
+DROPOUT = {"attn_pdrop": 0.2, "embd_pdrop": 0.2, "resid_pdrop": 0.2}
 DROPLESS = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, **DROPLESS}
 

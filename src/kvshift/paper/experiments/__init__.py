@@ -15,6 +15,7 @@ from kvshift.paper.experiments import (
     fig8c,
     fig9,
     fig10,
+    hops_dropout,
     queries,
     starts,
     structures,
@@ -33,7 +34,17 @@ from kvshift.paper.experiments import (
 _THEORY = (theorem1, theorem2, theorem3, fig2)
 _TASKS = (fig1a, fig1b, fig3, fig9, table7)
 _LANGUAGE = (fig5a, fig5b, fig6, fig8a, fig8b, fig8c, fig10, table3, table4)
-_BEYOND = (vocabulary, starts, tap_rate, structures, structures_anew, queries, travel, emergence)
+_BEYOND = (
+    vocabulary,
+    hops_dropout,
+    starts,
+    tap_rate,
+    structures,
+    structures_anew,
+    queries,
+    travel,
+    emergence,
+)
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT for module in (*_THEORY, *_TASKS, *_LANGUAGE, *_BEYOND)
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kvshift.paper.curves import Series, draw_series
@@ -38,9 +39,51 @@ LEARNED = 0.6  # an error below it: more than guesses
 SMALL = 0.2
 
 
-def _runs(
-    scale: Scale, seeds: int, layers: Sequence[int], hidden: int, heads: int, **fields: Any
-) -> tuple[Run, ...]:
+@dataclass(frozen=True)
+class _Size:
+    seeds: int
+    layers: tuple[int, ...]
+    hidden: int
+    heads: int
+
+
+SIZES: dict[Scale, _Size] = {
+    "tiny": _Size(seeds=2, layers=(1,), hidden=32, heads=2),
+    "small": _Size(seeds=3, layers=(2,), hidden=64, heads=4),
+    "gpu": _Size(seeds=3, layers=(4, 5), hidden=PUBLISHED_WIDTH, heads=4),
+}
+FIELDS: dict[Scale, dict[str, Any]] = {
+    "tiny": {
+        "task_settings": {"most_hops": 2, "characters": 40},
+        "steps": 4,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "evaluate_every": 2,
+        "evaluation_rows": 30,
+    },
+    "small": {
+        "task_settings": {"most_hops": 4, "characters": 50},
+        "steps": 6000,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "warmup_steps": 200,
+        "evaluate_every": 500,
+        "evaluation_rows": 500,
+    },
+    "gpu": {
+        "steps": PUBLISHED_STEPS,
+        "batch_size": 32,
+        "learning_rate": 1e-4,
+        "warmup_steps": 1000,
+        "evaluate_every": 5000,
+        "evaluation_rows": 1700,
+    },
+}
+
+
+def hops_runs(scale: Scale, layers: Sequence[int] | None = None, dropout: float = 0.0) -> tuple[Run, ...]:
+    """Both arms of each seed; without `layers`, of each depth that the scale has."""
+    size, fields = SIZES[scale], FIELDS[scale]
     return tuple(
         make_run(
             f"layers{count}",
@@ -48,20 +91,21 @@ def _runs(
             shifted=shifted,
             seed=seed,
             task="hops",
-            model=gpt2(hidden, count, heads),
+            model=gpt2(size.hidden, count, size.heads, dropout),
             logits="final_norm",
             schedule="linear",
             weight_decay=0.01,
             betas=(0.9, 0.999),
             **fields,
         )
-        for seed in range(seeds)
-        for count in layers
+        for seed in range(size.seeds)
+        for count in layers or size.layers
         for shifted in (False, True)
     )
 
 
-def _by_layers(measurements: Sequence[Measurement]) -> dict[int, list[Curve]]:
+def by_layers(measurements: Sequence[Measurement]) -> dict[int, list[Curve]]:
+    """Both arms' runs, the fewest layers first."""
     curves = [curve(each) for each in measurements]
     return {
         layers: [each for each in curves if each.layers == layers]
@@ -69,7 +113,8 @@ def _by_layers(measurements: Sequence[Measurement]) -> dict[int, list[Curve]]:
     }
 
 
-def _most_hops(curves: Sequence[Curve]) -> int:
+def most_hops(curves: Sequence[Curve]) -> int:
+    """That the task asks for."""
     return Hops(**curves[0].task_settings).most_hops
 
 
@@ -81,23 +126,36 @@ def _published(curves: Sequence[Curve]) -> dict[int, float]:
     return dict(zip(PUBLISHED_HOPS, PUBLISHED[first.layers], strict=True))
 
 
-def _error(curves: Sequence[Curve], shifted: bool, hops: int) -> Interval:
+def error(curves: Sequence[Curve], shifted: bool, hops: int) -> Interval:
+    """An arm's at the end, over seeds."""
     return interval([1 - each.final(f"hops={hops}") for each in curves if each.shifted is shifted])
 
 
-def _unlike_published(curves: Sequence[Curve]) -> list[str]:
+def unlike_published(curves: Sequence[Curve]) -> list[str]:
     """Where vanilla does not come to its published error."""
     found = []
-    for hops, error in _published(curves).items():
-        ours = _error(curves, False, hops)
-        if ours.high < error - NOISE:
-            found.append(f"lower at {hops} hops ({ours}; published {error:.3f})")
-        elif ours.low > error + NOISE:
-            found.append(f"higher at {hops} hops ({ours}; published {error:.3f})")
+    for hops, theirs in _published(curves).items():
+        ours = error(curves, False, hops)
+        if ours.high < theirs - NOISE:
+            found.append(f"lower at {hops} hops ({ours}; published {theirs:.3f})")
+        elif ours.low > theirs + NOISE:
+            found.append(f"higher at {hops} hops ({ours}; published {theirs:.3f})")
     return found
 
 
-def _course(curves: Sequence[Curve], hops: int) -> str:
+def has_learned(curves: Sequence[Curve]) -> bool:
+    """Whether an arm does more than guess at half of the most hops."""
+    half = most_hops(curves) // 2
+    return min(error(curves, shifted, half).mean for shifted in (True, False)) <= LEARNED
+
+
+def leads(curves: Sequence[Curve]) -> dict[int, Interval]:
+    """How much less KV shift errs, by hops from half of the most on."""
+    most = most_hops(curves)
+    return {hops: interval(gains(curves, final(f"hops={hops}"))) for hops in range(most // 2, most + 1)}
+
+
+def course(curves: Sequence[Curve], hops: int) -> str:
     """Vanilla's mean error after each quarter of the run: whether it was still falling."""
     vanilla = [each for each in curves if not each.shifted]
     steps = vanilla[0].steps
@@ -111,25 +169,24 @@ def _course(curves: Sequence[Curve], hops: int) -> str:
 
 def judge(measurements: Sequence[Measurement]) -> Judgement:
     """The rule of `EXPERIMENT`."""
-    by_layers = _by_layers(measurements)
+    grouped = by_layers(measurements)
     steps = measurements[0].settings["steps"]
-    if nothing := lost([each for curves in by_layers.values() for each in curves]):
+    if nothing := lost([each for curves in grouped.values() for each in curves]):
         return nothing
     lower, clearly, small, learned, said, unlike = [], [], [], [], [], []
     on_the_way = []
-    for layers, curves in by_layers.items():
-        most = _most_hops(curves)
-        small.append(_error(curves, True, most).mean <= SMALL)
-        learned.append(min(_error(curves, arm, most // 2).mean for arm in (True, False)) <= LEARNED)
-        for hops in range(most // 2, most + 1):
-            gain = interval(gains(curves, final(f"hops={hops}")))
+    for layers, curves in grouped.items():
+        most = most_hops(curves)
+        small.append(error(curves, True, most).mean <= SMALL)
+        learned.append(has_learned(curves))
+        for gain in leads(curves).values():
             lower.append(gain.mean > 0)
             clearly.append(gain.low > 0)
         for hops in sorted({most // 2, most}):
-            before, after = (_error(curves, shifted, hops).mean for shifted in (False, True))
+            before, after = (error(curves, shifted, hops).mean for shifted in (False, True))
             said.append(f"{layers_name(layers)}, {hops} hops: {before:.3f} → {after:.3f}")
-        on_the_way.append(f"{layers_name(layers)} {_course(curves, most)}")
-        unlike += [f"{layers_name(layers)}: {each}" for each in _unlike_published(curves)]
+        on_the_way.append(f"{layers_name(layers)} {course(curves, most)}")
+        unlike += [f"{layers_name(layers)}: {each}" for each in unlike_published(curves)]
     verdict: Verdict = "not"
     if not any(learned):
         verdict = "undecided"
@@ -149,13 +206,13 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
 def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
     """Error against hops, a panel a number of layers; dashed: vanilla's published error."""
     panels = []
-    for layers, curves in _by_layers(measurements).items():
+    for layers, curves in by_layers(measurements).items():
         series = [
             Series(
                 name,
                 {
                     hops: [1 - each.final(f"hops={hops}") for each in curves if each.shifted is shifted]
-                    for hops in range(_most_hops(curves) + 1)
+                    for hops in range(most_hops(curves) + 1)
                 },
             )
             for name, shifted in (("KV shift", True), ("vanilla", False))
@@ -182,48 +239,7 @@ EXPERIMENT = Experiment(
     "not the published one; "
     f"undecided if at half of the most hops no arm's error is below {LEARNED:g} (chance: {CHANCE:g}), or a "
     "run diverged; not otherwise.",
-    runs={
-        "tiny": _runs(
-            "tiny",
-            2,
-            (1,),
-            32,
-            2,
-            task_settings={"most_hops": 2, "characters": 40},
-            steps=4,
-            batch_size=8,
-            learning_rate=1e-3,
-            evaluate_every=2,
-            evaluation_rows=30,
-        ),
-        "small": _runs(
-            "small",
-            3,
-            (2,),
-            64,
-            4,
-            task_settings={"most_hops": 4, "characters": 50},
-            steps=6000,
-            batch_size=32,
-            learning_rate=1e-3,
-            warmup_steps=200,
-            evaluate_every=500,
-            evaluation_rows=500,
-        ),
-        "gpu": _runs(
-            "gpu",
-            3,
-            (4, 5),
-            128,
-            4,
-            steps=PUBLISHED_STEPS,
-            batch_size=32,
-            learning_rate=1e-4,
-            warmup_steps=1000,
-            evaluate_every=5000,
-            evaluation_rows=1700,
-        ),
-    },
+    runs={scale: hops_runs(scale) for scale in SIZES},
     uses_gpu=True,
     measure=measure,
     judge=judge,
