@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from kvshift.cli import main
 from kvshift.paper import reproduce
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Run
 from kvshift.paper.place import Place
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
 class Counter:

@@ -5,51 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from made_up_records import Shares, at_least, hops, made_up, small_at_last, verdict
 
-from kvshift.paper.experiment import Measurement, Scale
+from kvshift.paper.experiment import Scale
 from kvshift.paper.experiments import EXPERIMENTS
-from kvshift.paper.experiments.fig9 import PUBLISHED, PUBLISHED_HOPS
-from kvshift.paper.learning import Curve, curve
+from kvshift.paper.learning import Curve
 from kvshift.tasks.ngram import NGram
 from kvshift.training.model import draw_model
 from kvshift.training.task_recipe import TaskRecipe
 
 pytest.importorskip("matplotlib")
 
-TRAINED = ("fig1a", "fig1b", "fig3", "fig9", "table7", "vocabulary")
-SIZE = 1000  # answers of each score
-Shares = Callable[[Curve], dict[str, list[float]]]
-
-
-def made_up(name: str, scale: Scale, shares: Shares) -> list[Measurement]:
-    """A record of each run, with the accuracies that `shares` gives at its evaluations by score.
-
-    A score `graded` goes to what the model wrote itself: of the test's problems, and of those as long as the
-    longest it learned from.
-    """
-    made = []
-    for run in EXPERIMENTS[name].runs[scale]:
-        measured = {"status": "finished", "parameters": 1, "tap_parameters": 0, "points": [], "grades": {}}
-        found = shares(curve(Measurement(run.settings, measured)))
-        for kind, share in zip(("answers", "trained_answers"), found.get("graded", []), strict=False):
-            measured["grades"][kind] = [round(share * SIZE), SIZE]
-            measured["grades"][kind.replace("answers", "right")] = [round(share * SIZE / 2), SIZE]
-        scores = {score: values for score, values in found.items() if score != "graded"}
-        evaluations = len(next(iter(scores.values()))) if scores else 0
-        measured["points"] = [
-            {
-                "step": run.settings["evaluate_every"] * (number + 1),
-                "loss": 1.0,
-                "scores": {score: [round(values[number] * SIZE), SIZE] for score, values in scores.items()},
-            }
-            for number in range(evaluations)
-        ]
-        made.append(Measurement(run.settings, measured))
-    return made
-
-
-def verdict(name: str, scale: Scale, shares: Shares) -> str:
-    return EXPERIMENTS[name].judge(made_up(name, scale, shares)).verdict
+TRAINED = ("fig1a", "fig1b", "fig3", "fig9", "table7", "vocabulary", "hops_dropout")
 
 
 # Depth
@@ -217,102 +184,6 @@ def test_vocabulary_differs_from_fig3_in_tokens_and_seeds_alone(scale) -> None:
         assert sorted(runs, key=repr) == sorted(expected, key=repr)
 
 
-# Hops
-
-
-def hops(
-    errors: Callable[[int, int], float], gain=lambda depth, hops, seed: 0.05, spread: float = 0.0
-) -> Shares:
-    """`errors` of vanilla by layers and hops; `gain`: what KV shift has less; `spread`: of one seed to the
-    next, in both arms."""
-
-    def shares(run: Curve) -> dict[str, list[float]]:
-        lower = gain if run.shifted else lambda *args: 0.0
-        more = spread * (run.seed - 1)
-        return {
-            f"hops={k}": [1 - errors(run.layers, k) - more + lower(run.layers, k, run.seed)]
-            for k in range(17)
-        }
-
-    return shares
-
-
-def small_at_last(layers: int, hops: int, seed: int) -> float:
-    return 0.3 if hops == 16 else 0.05
-
-
-def not_clear_at_half(layers: int, hops: int, seed: int) -> float:
-    return (0.0, 0.01, 0.05)[seed] if hops == 8 else small_at_last(layers, hops, seed)
-
-
-def small_with_the_fewest_layers(layers: int, hops: int, seed: int) -> float:
-    return 0.5 if (layers, hops) == (4, 16) else 0.05
-
-
-def at_least(least: float, less: float = 0.0) -> Callable[[int, int], float]:
-    """The published errors less `less`, but at least `least`, so that there is room below them."""
-    return lambda depth, hops: max(published(depth, hops) - less, least)
-
-
-def published(layers: int, hops: int) -> float:
-    """The paper's, and between its numbers that of the next larger one."""
-    return next(
-        error for k, error in zip(PUBLISHED_HOPS, PUBLISHED[layers], strict=True) if k >= max(hops, 1)
-    )
-
-
-@pytest.mark.parametrize(
-    ("shares", "expected"),
-    [
-        (hops(at_least(0.05), small_at_last), "reproduced"),
-        (hops(at_least(0.05, less=-0.04), small_at_last), "reproduced"),  # within the noise of theirs
-        (hops(at_least(0.05, less=-0.06), small_at_last), "partly"),  # vanilla learned less than theirs
-        (hops(at_least(0.05, less=0.06), small_at_last), "partly"),  # or more
-        (hops(at_least(0.05, less=-0.08), small_at_last, spread=0.02), "reproduced"),  # within ours
-        (hops(at_least(0.05, less=0.08), small_at_last, spread=0.02), "reproduced"),
-        (hops(at_least(0.05), not_clear_at_half), "partly"),
-        (hops(at_least(0.05), small_with_the_fewest_layers), "partly"),
-        (hops(at_least(0.05), lambda *where: small_at_last(*where) * (where[1] > 7)), "reproduced"),
-        (hops(at_least(0.05)), "partly"),  # lower, but not small
-        (hops(at_least(0.5), lambda depth, k, seed: (0.5, 0.3, 0.1)[seed]), "partly"),
-        (hops(at_least(0.5), lambda depth, k, seed: -0.1 if (depth, k) == (5, 16) else 0.1), "not"),
-        (hops(at_least(0.5), lambda depth, k, seed: 0.0), "not"),
-        (hops(lambda depth, k: 0.74, lambda depth, k, seed: 0.01), "undecided"),  # guesses
-    ],
-)
-def test_fig9(shares, expected) -> None:
-    assert verdict("fig9", "gpu", shares) == expected
-
-
-def test_fig9_names_the_errors_that_are_not_the_published_ones() -> None:
-    shares = hops(lambda depth, k: published(depth, k) + 0.1 * (k == 8 or (depth, k) == (5, 16)))
-    said = EXPERIMENTS["fig9"].judge(made_up("fig9", "gpu", shares)).finding
-    assert (
-        "published one: 4 layers: higher at 8 hops (0.316 [0.316, 0.316]; published 0.216); "
-        "5 layers: higher at 8 hops (0.137 [0.137, 0.137]; published 0.037); "
-        "5 layers: higher at 16 hops (0.514 [0.514, 0.514]; published 0.414). Vanilla" in said
-    )
-
-
-def test_fig9_tells_how_vanilla_came_there() -> None:
-
-    def shares(run: Curve) -> dict[str, list[float]]:
-        return {f"hops={k}": [0.3, 0.4, 0.5, 0.6, 0.7] for k in range(17)}
-
-    said = EXPERIMENTS["fig9"].judge(made_up("fig9", "gpu", shares)).finding
-    assert "After 100,000 steps" in said
-    assert "5 layers 0.600 (10,000), 0.500 (15,000), 0.400 (20,000), 0.300 (25,000)" in said
-
-
-def test_fig9_shows_the_published_errors_where_the_task_is_the_papers() -> None:
-    with_them, without = (
-        EXPERIMENTS["fig9"].draw(made_up("fig9", scale, hops(at_least(0.05))), "svg")
-        for scale in ("gpu", "small")
-    )
-    assert b"vanilla, published" in with_them
-    assert b"published" not in without
-
-
 # Grade-school maths
 
 
@@ -382,6 +253,7 @@ def test_a_baseline_that_diverged_is_not_beaten(name, points) -> None:
         "fig9": hops(at_least(0.05), small_at_last),
         "table7": maths(lambda test, seed: 0.1),
         "vocabulary": ngram_by_vocabulary(ngram({8: GAIN}), ngram({}, level=0.98)),
+        "hops_dropout": hops(at_least(0.05)),
     }
     found = made_up(name, "gpu", right[name])
     assert EXPERIMENTS[name].judge(found).verdict == "reproduced"

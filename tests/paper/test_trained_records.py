@@ -60,6 +60,7 @@ def test_a_changed_loss_changes_figure_and_numbers(tiny, name) -> None:
         ("fig3", "rules", [1, 107]),
         ("vocabulary", "rules", [1, 107]),
         ("fig9", "hops=2", [3, 100]),
+        ("hops_dropout", "hops=2", [3, 100]),
         ("table7", None, [3, 4]),
     ],
 )

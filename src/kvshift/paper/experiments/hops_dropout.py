@@ -48,8 +48,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     return Judgement(
         verdict=verdict,
         ours=f"error with a dropout of {DROPOUT:g}, vanilla → KV shift: " + "; ".join(said),
-        finding=f"KV shift has the lower error, on average over seeds, at {len(lower)} of {len(lead)} numbers "
-        f"of hops from half of the most on; the interval of the difference leaves out 0 at {len(clearly)} "
+        finding=f"KV shift errs less, on average over seeds, at {len(lower)} of {len(lead)} numbers of hops "
+        f"from half of the most on; the interval of the difference leaves out 0 at {len(clearly)} "
         f"({most} hops: {lead[most]}).{other} Vanilla's error at the most hops, over the run: "
         f"{course(curves, most)}.",
     )
