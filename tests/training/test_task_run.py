@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from task_recipes import DROPOUT, GPT2, LLAMA, SHIFT, make_recipe
+from torch import Tensor
 from torch.nn import functional as F
 
 from kvshift.errors import OutputError, UsageError
@@ -251,11 +252,20 @@ def test_draws_of_dropout_go_on_where_they_were(tmp_path, monkeypatch) -> None:
     assert losses != [point.loss for point in plain.points]
 
 
-def test_nothing_is_dropped_where_scores_are_taken() -> None:
+def test_nothing_is_dropped_where_scores_are_taken(monkeypatch) -> None:
+    seen: list[Tensor] = []
+    logits = TaskModel.logits
+
+    def noted(self, lesson):
+        seen.append(logits(self, lesson))
+        return seen[-1]
+
+    monkeypatch.setattr(TaskModel, "logits", noted)
     dropping, plain = (
         TaskModel(make_recipe(model=each, evaluation_rows=50)) for each in ({**GPT2, **DROPOUT}, GPT2)
     )
     assert dropping.evaluate() == plain.evaluate()
+    assert torch.equal(*seen)
     lesson = make_lesson(dropping.task.batch(0, 4))
     assert not torch.equal(dropping.logits(lesson), dropping.logits(lesson))
 

@@ -41,7 +41,7 @@ def llama(hidden: int, layers: int, heads: int, rotary_base: float | None = None
 
 
 def gpt2(hidden: int, layers: int, heads: int, dropout: float = 0.0) -> Settings:
-    """A GPT-2, whose positions are learned; without `dropout`, which is 0.1 unless one says so."""
+    """A GPT-2, whose positions are learned. `dropout`: of embeddings, attention, residuals (its own: 0.1)."""
     drop = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), dropout)
     return {"model_type": "gpt2", "n_embd": hidden, "n_layer": layers, "n_head": heads, **drop}
 

@@ -41,7 +41,10 @@ Step = Callable[[Lesson], None]
 
 
 def can_be_graphed(model: Any) -> bool:
-    """Whether a step of this model is known to be the same when it is replayed; others go on unrecorded."""
+    """Whether a step of this model is known to do the same when it is replayed; others go on unrecorded.
+
+    What a model drops is drawn anew at each replay, from PyTorch's generator of the device.
+    """
     return (
         os.environ.get(VARIABLE, "1") != "0"
         and unshifted_type(model.config) in KNOWN

@@ -31,7 +31,8 @@ class TaskRecipe(BaseModel):
         default={}, description="Fields of the task, all but its seed, which is the run's."
     )
     model: dict[str, Any] = Field(
-        description="Hugging Face configuration, with model_type; vocab_size is the task's."
+        description="Hugging Face configuration, with model_type; vocab_size is the task's. Dropout is the "
+        "model's own unless given (GPT-2: 0.1)."
     )
     logits: Literal["head", "final_norm"] = Field(
         "head",
@@ -40,7 +41,7 @@ class TaskRecipe(BaseModel):
     shift: dict[str, Any] | None = Field(
         None, description="KVShiftConfig as a dictionary; None trains the vanilla model."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, taps and data.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, taps, data and dropout.")
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="Rows in an optimizer step.")
     learning_rate: float = Field(gt=0, le=10, description="Peak, reached after the warm-up.")

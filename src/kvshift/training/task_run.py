@@ -70,7 +70,8 @@ def train_task(recipe: TaskRecipe, folder: Path, *, checkpoint_seconds: float | 
     """Trains as `recipe` says, in `folder`.
 
     Goes on from the last whole checkpoint if the folder holds one, on a CPU to the very record that an
-    uninterrupted run leaves. Returns at once if the run has ended.
+    uninterrupted run leaves. Returns at once if the run has ended. Where the model has dropout the process's
+    random state is the run's from then on; else it is left alone.
 
     Args:
         recipe: the run.
@@ -146,9 +147,7 @@ class TaskModel:
             batch = self.task.test(number, recipe.evaluation_rows)
             self._tests.append((batch, make_lesson(batch).to(self.device)))
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._drops = dropout(self.model.config) is not None
-        if self._drops:
-            torch.manual_seed(recipe.seed)
+        self.drops = dropout(self.model.config) is not None
 
     def autocast(self) -> torch.autocast:
         """bfloat16 on a GPU, nothing on a CPU."""
@@ -195,12 +194,13 @@ class TaskModel:
     def evaluate(self) -> Scores:
         """The task's scores on its test batches."""
         found = []
+        was_training = self.model.training
         self.model.eval()
         for batch, lesson in self._tests:
             predictions = torch.full_like(batch.targets, _NONE)
             predictions.view(-1)[lesson.asked.cpu()] = self.logits(lesson).argmax(-1).cpu()
             found.append(self.task.score(predictions, batch))
-        self.model.train()
+        self.model.train(was_training)
         return merge(found)
 
     def grade(self) -> Scores:
@@ -224,7 +224,7 @@ class TaskModel:
         """Fills a checkpoint."""
         checkpoint.save_weights(self.model, folder / checkpoint.WEIGHTS)
         checkpoint.save_optimizer(self.model, self.optimizer, folder / checkpoint.OPTIMIZER)
-        if self._drops:
+        if self.drops:
             checkpoint.save_rng(folder)
         checkpoint.write_json(folder / checkpoint.RUN, {"loss_sum": float(self.loss_sum), **state})
 
@@ -232,7 +232,7 @@ class TaskModel:
         """The inverse of `save`; returns its `state`."""
         checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
         checkpoint.load_optimizer(self.model, self.optimizer, folder / checkpoint.OPTIMIZER)
-        if self._drops:
+        if self.drops:
             checkpoint.load_rng(folder)
         if isinstance(self._step, GraphedStep):  # a recording would go on with the optimizer's old tensors
             self._step = self._step.anew()
@@ -246,6 +246,8 @@ def _train(model: TaskModel, folder: Path, checkpoint_seconds: float) -> Status:
     recipe = model.recipe
     start = checkpoint.latest_checkpoint(folder, lambda path: _record_reaches(folder, path))
     state = {"step": 0, "record_bytes": 0} if start is None else model.load(start)
+    if start is None and model.drops:
+        torch.manual_seed(recipe.seed)
     writer = RecordWriter(folder, state["record_bytes"])
     try:
         if start is None:

@@ -279,7 +279,8 @@ def check_hardware(recipe: Recipe) -> None:
 def is_graphed(recipe: Recipe, model: nn.Module, device: torch.device) -> bool:
     """Whether the recipe's forward and backward are replayed: on a GPU, where a batch is one pass.
 
-    Not where the model drops something: the warm-up would draw what the pass itself is to draw.
+    Not where the model drops something: a warm-up draws, too, and a run that goes on, which records anew,
+    would draw otherwise than one that was not interrupted.
     """
     whole = recipe.micro_batch_size in (None, recipe.batch_size)
     return device.type == "cuda" and whole and can_be_graphed(model) and dropout(model.config) is None

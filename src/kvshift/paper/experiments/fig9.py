@@ -47,12 +47,12 @@ class _Size:
     heads: int
 
 
-SIZES: dict[Scale, _Size] = {
+_SIZES: dict[Scale, _Size] = {
     "tiny": _Size(seeds=2, layers=(1,), hidden=32, heads=2),
     "small": _Size(seeds=3, layers=(2,), hidden=64, heads=4),
     "gpu": _Size(seeds=3, layers=(4, 5), hidden=PUBLISHED_WIDTH, heads=4),
 }
-FIELDS: dict[Scale, dict[str, Any]] = {
+_FIELDS: dict[Scale, dict[str, Any]] = {
     "tiny": {
         "task_settings": {"most_hops": 2, "characters": 40},
         "steps": 4,
@@ -83,7 +83,7 @@ FIELDS: dict[Scale, dict[str, Any]] = {
 
 def hops_runs(scale: Scale, layers: Sequence[int] | None = None, dropout: float = 0.0) -> tuple[Run, ...]:
     """Both arms of each seed; without `layers`, of each depth that the scale has."""
-    size, fields = SIZES[scale], FIELDS[scale]
+    size, fields = _SIZES[scale], _FIELDS[scale]
     return tuple(
         make_run(
             f"layers{count}",
@@ -99,7 +99,7 @@ def hops_runs(scale: Scale, layers: Sequence[int] | None = None, dropout: float 
             **fields,
         )
         for seed in range(size.seeds)
-        for count in layers or size.layers
+        for count in (size.layers if layers is None else layers)
         for shifted in (False, True)
     )
 
@@ -114,7 +114,7 @@ def by_layers(measurements: Sequence[Measurement]) -> dict[int, list[Curve]]:
 
 
 def most_hops(curves: Sequence[Curve]) -> int:
-    """That the task asks for."""
+    """The most hops that these runs' task asks for."""
     return Hops(**curves[0].task_settings).most_hops
 
 
@@ -127,7 +127,7 @@ def _published(curves: Sequence[Curve]) -> dict[int, float]:
 
 
 def error(curves: Sequence[Curve], shifted: bool, hops: int) -> Interval:
-    """An arm's at the end, over seeds."""
+    """One arm's error at the end, with its 95% interval over seeds."""
     return interval([1 - each.final(f"hops={hops}") for each in curves if each.shifted is shifted])
 
 
@@ -143,10 +143,15 @@ def unlike_published(curves: Sequence[Curve]) -> list[str]:
     return found
 
 
+def not_published(unlike: Sequence[str]) -> str:
+    """A sentence on the places of `unlike_published`, after a space; nothing where there are none."""
+    return f" Vanilla's error is not the published one: {'; '.join(unlike)}." if unlike else ""
+
+
 def has_learned(curves: Sequence[Curve]) -> bool:
     """Whether an arm does more than guess at half of the most hops."""
     half = most_hops(curves) // 2
-    return min(error(curves, shifted, half).mean for shifted in (True, False)) <= LEARNED
+    return min(error(curves, shifted, half).mean for shifted in (True, False)) < LEARNED
 
 
 def leads(curves: Sequence[Curve]) -> dict[int, Interval]:
@@ -192,14 +197,13 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
         verdict = "undecided"
     elif all(lower):
         verdict = "reproduced" if all(clearly) and small[-1] and not unlike else "partly"
-    other = f" Vanilla's error is not the published one: {'; '.join(unlike)}." if unlike else ""
     return Judgement(
         verdict=verdict,
         ours="error, vanilla → KV shift: " + "; ".join(said),
         finding=f"After {steps:,} steps KV shift has the lower error, on average over seeds, at "
         f"{sum(lower)} of {len(lower)} pairs of layers and hops, counting hops from half of the "
-        f"most; the interval of the difference leaves out 0 at {sum(clearly)}.{other} Vanilla's error at "
-        f"the most hops, over the run: {'; '.join(on_the_way)}.",
+        f"most; the interval of the difference leaves out 0 at {sum(clearly)}.{not_published(unlike)} "
+        f"Vanilla's error at the most hops, over the run: {'; '.join(on_the_way)}.",
     )
 
 
@@ -218,7 +222,7 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
             for name, shifted in (("KV shift", True), ("vanilla", False))
         ]
         if published := _published(curves):
-            values = {hops: [error] for hops, error in published.items()}
+            values = {hops: [theirs] for hops, theirs in published.items()}
             series.append(Series("vanilla, published", values, dashed=True))
         panels.append((layers_name(layers), series))
     return draw_series(panels, "hops", "error", kind)
@@ -239,7 +243,7 @@ EXPERIMENT = Experiment(
     "not the published one; "
     f"undecided if at half of the most hops no arm's error is below {LEARNED:g} (chance: {CHANCE:g}), or a "
     "run diverged; not otherwise.",
-    runs={scale: hops_runs(scale) for scale in SIZES},
+    runs={scale: hops_runs(scale) for scale in _SIZES},
     uses_gpu=True,
     measure=measure,
     judge=judge,

@@ -166,7 +166,7 @@ EXPERIMENT = Experiment(
             graded_problems=500,
         ),
         # In 3,000 steps one model of twelve derived problems as long as the longest it learned from.
-        # Rows hold every test problem (of 24 operations: 727 tokens).
+        # Rows hold every test problem (of 24 operations: at most 727 tokens).
         "gpu": _gpu_runs((12, 15), length=512, batch_size=128)
         + _gpu_runs((21, 24), length=768, batch_size=96),
     },
