@@ -207,8 +207,8 @@ def judge(measurements: Sequence[Measurement]) -> Judgement:
     )
 
 
-def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
-    """Error against hops, a panel a number of layers; dashed: vanilla's published error."""
+def draw(measurements: Sequence[Measurement], kind: str, also: str = "") -> bytes:
+    """Error against hops, a panel a number of layers, `also` behind it; dashed: vanilla's published error."""
     panels = []
     for layers, curves in by_layers(measurements).items():
         series = [
@@ -224,7 +224,7 @@ def draw(measurements: Sequence[Measurement], kind: str) -> bytes:
         if published := _published(curves):
             values = {hops: [theirs] for hops, theirs in published.items()}
             series.append(Series("vanilla, published", values, dashed=True))
-        panels.append((layers_name(layers), series))
+        panels.append((layers_name(layers) + also, series))
     return draw_series(panels, "hops", "error", kind)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from kvshift.paper.experiment import Experiment, Judgement, Measurement, Scale, Verdict
 from kvshift.paper.experiments.fig9 import (
@@ -71,5 +72,5 @@ EXPERIMENT = Experiment(
     uses_gpu=True,
     measure=measure,
     judge=judge,
-    draw=draw,
+    draw=partial(draw, also=f", a dropout of {DROPOUT:g}"),
 )
