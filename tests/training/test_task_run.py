@@ -270,6 +270,15 @@ def test_nothing_is_dropped_where_scores_are_taken(monkeypatch) -> None:
     assert not torch.equal(dropping.logits(lesson), dropping.logits(lesson))
 
 
+def test_nothing_is_dropped_where_derivations_are_written() -> None:
+    dropping, plain = (
+        enlarged(gsm(model={**LLAMA, "attention_dropout": share})).model for share in (0.5, 0.0)
+    )
+    problems = GradeSchoolMaths(**GSM).problems(0, 3)
+    assert write_derivations(dropping, problems, 2) == write_derivations(plain, problems, 2)
+    assert dropping.training
+
+
 def test_without_a_checkpoint_it_begins_again(tmp_path, monkeypatch) -> None:
     recipe = make_recipe()
     whole = train_task(recipe, tmp_path / "whole")
