@@ -18,6 +18,7 @@ import kvshift.models  # noqa: F401 - so that a saved model with KV shift is kno
 from kvshift.tasks.text import TextData
 from kvshift.training import Recipe
 from kvshift.training.data import IGNORED, EvaluationWindows
+from kvshift.training.model import evaluating
 from kvshift.training.run import FINAL, no_progress_bars
 
 Count = Literal["all", "copied", "other"]
@@ -57,18 +58,16 @@ def count_of_final(recipe: Recipe, folder: Path) -> dict[str, list[int]]:
 @torch.no_grad()
 def count_copied(model: nn.Module, windows: EvaluationWindows) -> dict[str, list[int]]:
     """Right predictions and all of them, by `Count`; the model stays in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    totals = torch.zeros(3, 2, dtype=torch.int64, device=windows.token_bytes.device)
-    for batch in windows.batches:
-        logits = model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
-        labels = batch["labels"]
-        right, scored = logits.argmax(-1) == labels, labels != IGNORED
-        can_copy = copied(batch["input_ids"], labels, batch["position_ids"])
-        for row, kind in enumerate((scored, can_copy, scored & ~can_copy)):
-            totals[row] += torch.stack([(right & kind).sum(), kind.sum()])
-    model.train(was_training)
+    with evaluating(model):
+        totals = torch.zeros(3, 2, dtype=torch.int64, device=windows.token_bytes.device)
+        for batch in windows.batches:
+            logits = model(
+                input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+            ).logits
+            labels = batch["labels"]
+            right, scored = logits.argmax(-1) == labels, labels != IGNORED
+            can_copy = copied(batch["input_ids"], labels, batch["position_ids"])
+            for row, kind in enumerate((scored, can_copy, scored & ~can_copy)):
+                totals[row] += torch.stack([(right & kind).sum(), kind.sum()])
     of_all, of_copied, of_other = totals.tolist()
     return {"all": of_all, "copied": of_copied, "other": of_other}

@@ -9,6 +9,7 @@ import torch
 
 from kvshift.tasks.gsm import Problem, prompt, solution
 from kvshift.tasks.gsm.words import END, PAD
+from kvshift.training.model import evaluating
 
 
 @torch.no_grad()
@@ -28,14 +29,12 @@ def write_derivations(model: Any, problems: Sequence[Problem], size: int) -> lis
     order = sorted(range(len(problems)), key=lambda number: len(prompts[number]))
     written: list[list[int]] = [[] for _ in problems]
     longest = max((len(solution(problem)[0]) for problem in problems), default=0)
-    was_training = model.training
-    model.eval()
-    for begin in range(0, len(order), size):
-        numbers = order[begin : begin + size]
-        found = _continue(model, [prompts[number] for number in numbers], longest + longest // 4)
-        for number, ids in zip(numbers, found, strict=True):
-            written[number] = ids
-    model.train(was_training)
+    with evaluating(model):
+        for begin in range(0, len(order), size):
+            numbers = order[begin : begin + size]
+            found = _continue(model, [prompts[number] for number in numbers], longest + longest // 4)
+            for number, ids in zip(numbers, found, strict=True):
+                written[number] = ids
     return written
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvshift.training.data import IGNORED, Batch, EvaluationWindows
+from kvshift.training.model import evaluating
 
 
 class Evaluation(NamedTuple):
@@ -44,17 +45,15 @@ def evaluate(
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Evaluation:
     """Evaluates and leaves the model in the mode it was in; `between` is called after each batch."""
-    was_training = model.training
-    model.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=windows.token_bytes.device)
-    for batch in windows.batches:
-        losses = token_losses(model, batch, loss).double()
-        labels = batch["labels"].flatten()
-        sizes = torch.where(labels == IGNORED, 0, windows.token_bytes[labels.clamp_min(0)])
-        # `where` and not a product: a loss that is not finite must not reach the other sum.
-        nats_of_bytes = torch.where(sizes > 0, losses, 0.0).sum()
-        totals += torch.stack([losses.sum(), (labels != IGNORED).sum(), nats_of_bytes, sizes.sum()])
-        between()
-    model.train(was_training)
+    with evaluating(model):
+        totals = torch.zeros(4, dtype=torch.float64, device=windows.token_bytes.device)
+        for batch in windows.batches:
+            losses = token_losses(model, batch, loss).double()
+            labels = batch["labels"].flatten()
+            sizes = torch.where(labels == IGNORED, 0, windows.token_bytes[labels.clamp_min(0)])
+            # `where` and not a product: a loss that is not finite must not reach the other sum.
+            nats_of_bytes = torch.where(sizes > 0, losses, 0.0).sum()
+            totals += torch.stack([losses.sum(), (labels != IGNORED).sum(), nats_of_bytes, sizes.sum()])
+            between()
     nats, tokens, nats_of_bytes, size = totals.tolist()
     return Evaluation(nats / max(tokens, 1), nats_of_bytes / math.log(2) / max(size, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -109,6 +111,17 @@ def parameter_groups(model: nn.Module, recipe: Learner) -> list[dict[str, Any]]:
 def dropout(config: Any) -> str | None:
     """The first setting of the configuration by which the model drops something at random; None: nothing."""
     return next((name for name in _DROPOUTS if getattr(config, name, 0)), None)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode inside, which drops nothing; afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def compile_layers(model: nn.Module) -> None:

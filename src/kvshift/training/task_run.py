@@ -28,7 +28,14 @@ from kvshift.tasks.task import IGNORED, Batch, Scores, merge
 from kvshift.training import checkpoint
 from kvshift.training.derivations import write_derivations
 from kvshift.training.graphed import Cuda, GraphedStep, can_be_graphed, take_whole_rows
-from kvshift.training.model import compile_layers, draw_model, dropout, parameter_groups, tap_parameters
+from kvshift.training.model import (
+    compile_layers,
+    draw_model,
+    dropout,
+    evaluating,
+    parameter_groups,
+    tap_parameters,
+)
 from kvshift.training.record import (
     RECIPE_FILE,
     RECORD_FILE,
@@ -194,13 +201,11 @@ class TaskModel:
     def evaluate(self) -> Scores:
         """The task's scores on its test batches."""
         found = []
-        was_training = self.model.training
-        self.model.eval()
-        for batch, lesson in self._tests:
-            predictions = torch.full_like(batch.targets, _NONE)
-            predictions.view(-1)[lesson.asked.cpu()] = self.logits(lesson).argmax(-1).cpu()
-            found.append(self.task.score(predictions, batch))
-        self.model.train(was_training)
+        with evaluating(self.model):
+            for batch, lesson in self._tests:
+                predictions = torch.full_like(batch.targets, _NONE)
+                predictions.view(-1)[lesson.asked.cpu()] = self.logits(lesson).argmax(-1).cpu()
+                found.append(self.task.score(predictions, batch))
         return merge(found)
 
     def grade(self) -> Scores:
